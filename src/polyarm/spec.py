@@ -1,0 +1,282 @@
+"""What passes between floors: spaces, scales and batches. Free of torch, so that drivers and `--help` can import it.
+
+One table of letters for every shape in the project:
+
+    b batch   k clip window   o observation step   h horizon   d action channel   n points
+    v camera  t token         c feature
+
+Units are SI unless a space says otherwise; time is `*_ns` (monotonic) or `*_s`; poses name their frames
+(`base_from_camera`); quaternions are wxyz.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from difflib import get_close_matches
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+Array = TypeVar("Array")
+
+SCHEMA = 1
+"""Version of `spec.json` and of the demo store's attributes; a change brings a migration and a golden file."""
+
+StreamKind = Literal["state", "image", "depth", "points", "text", "goal"]
+ActionKind = Literal["trajectory", "keypose"]
+LOW_DIM: tuple[StreamKind, ...] = ("state", "goal")
+
+
+class UserError(ValueError):
+    """Bad input. The message is one sentence: the value, what was expected, the remedy. The command line prints it bare."""
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
+    """The error for a name that does not exist: says the nearest one and lists all that do."""
+    known = sorted(known)
+    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return UserError(f"unknown {what} {name!r}: {hint}known are {', '.join(known) or 'none'}")
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Per-channel affine map `y = x * gain + offset`, fitted on demonstrations and saved with the weights."""
+
+    gain: tuple[float, ...]
+    offset: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.gain) != len(self.offset):
+            raise UserError(f"a scale with {len(self.gain)} gains and {len(self.offset)} offsets: give one of each a channel")
+        bad = [i for i, (g, o) in enumerate(zip(self.gain, self.offset, strict=True)) if not (np.isfinite([g, o]).all() and g)]
+        if bad:
+            raise UserError(f"scale of channel {bad[0]} is gain {self.gain[bad[0]]}: fit it on data that varies and is finite")
+
+    @classmethod
+    def identity(cls, width: int) -> Scale:
+        return cls((1.0,) * width, (0.0,) * width)
+
+    def do(self, x: Array) -> Array:
+        """Raw units -> the network's. `x`: numpy or torch, channels last."""
+        gain, offset = _constants(self, x)
+        return x * gain + offset
+
+    def undo(self, y: Array) -> Array:
+        """The network's -> raw units."""
+        gain, offset = _constants(self, y)
+        return (y - offset) / gain
+
+    @property
+    def hash(self) -> str:
+        """Sixteen hex digits that name this map; equal only for equal maps."""
+        return hashlib.sha256(json.dumps([self.gain, self.offset]).encode()).hexdigest()[:16]
+
+
+def _constants(scale: Scale, like: Any) -> Any:
+    if isinstance(like, np.ndarray):
+        return _numpy_constants(scale, like.dtype.str)
+    return _torch_constants(scale, like.device, like.dtype)
+
+
+@lru_cache(maxsize=256)
+def _numpy_constants(scale: Scale, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    kind = np.dtype(dtype) if np.dtype(dtype).kind == "f" else np.dtype("f4")
+    return np.asarray(scale.gain, kind), np.asarray(scale.offset, kind)
+
+
+@lru_cache(maxsize=256)
+def _torch_constants(scale: Scale, device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    import torch
+
+    # inference_mode(False): a constant first made while acting must still be usable in training
+    with torch.inference_mode(False):
+        return torch.tensor(scale.gain, device=device, dtype=dtype), torch.tensor(scale.offset, device=device, dtype=dtype)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One named observation. `shape` is one time step's; low-dim streams are `(width,)` with one name a channel.
+
+    Images are `(height, width, 3)` uint8. `scale` is set once demonstrations were seen; images are never fitted.
+    """
+
+    name: str
+    kind: StreamKind
+    shape: tuple[int, ...]
+    names: tuple[str, ...] = ()
+    units: tuple[str, ...] = ()
+    frame: str = ""
+    scale: Scale | None = None
+
+    def __post_init__(self) -> None:
+        if self.low_dim and len(self.names) != self.shape[0]:
+            raise UserError(f"stream {self.name!r} is {self.shape[0]} wide with {len(self.names)} channel names: name every channel")
+
+    @property
+    def low_dim(self) -> bool:
+        return self.kind in LOW_DIM
+
+
+@dataclass(frozen=True)
+class ObsSpace:
+    """The named streams that are seen, at `rate_hz`."""
+
+    streams: tuple[Stream, ...]
+    rate_hz: float
+
+    def __getitem__(self, name: str) -> Stream:
+        for stream in self.streams:
+            if stream.name == name:
+                return stream
+        raise unknown("observation stream", name, self.names)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(s.name for s in self.streams)
+
+    def pick(self, names: Iterable[str]) -> ObsSpace:
+        """The same space with only these streams, in this order."""
+        return replace(self, streams=tuple(self[n] for n in names))
+
+
+@dataclass(frozen=True)
+class ActionSpace:
+    """What one action row means. `horizon` is the rows of a chunk (Tp); a world that takes single rows says 1."""
+
+    names: tuple[str, ...]
+    units: tuple[str, ...]
+    frame: str
+    rate_hz: float
+    horizon: int = 1
+    kind: ActionKind = "trajectory"
+    rotation: str = "none"
+    """Layout of rotation channels: none | quat_wxyz | rotvec | rot6d_rows | rot6d_columns."""
+    scale: Scale | None = None
+
+    @property
+    def width(self) -> int:
+        return len(self.names)
+
+
+@dataclass
+class Clip:
+    """A batch of k consecutive windows (k = 1 for stateless policies). Arrays are numpy or torch.
+
+    obs: {stream: [b k o ...]} raw units; action: [b k h d] raw units; reset: [b k] true where a window starts an episode.
+    """
+
+    obs: dict[str, Any]
+    action: Any
+    reset: Any
+
+    def to(self, device: torch.device) -> Clip:
+        move = lambda x: x.to(device, non_blocking=True)  # noqa: E731
+        return Clip({n: move(x) for n, x in self.obs.items()}, move(self.action), move(self.reset))
+
+
+def require_obs(want: ObsSpace, got: ObsSpace, wanter: str, giver: str) -> None:
+    """Refuse unless `got` offers every stream of `want`, channel by channel, at the same rate.
+
+    Scales are not compared: `wanter` carries its own.
+    """
+    for stream in want.streams:
+        if stream.name not in got.names:
+            raise UserError(
+                f"{wanter} needs observation stream {stream.name!r}, {giver} gives {', '.join(got.names)}: "
+                "choose the task it was trained on, or train on these streams"
+            )
+        other = got[stream.name]
+        if stream.low_dim:
+            _require_channels(f"observation stream {stream.name!r}", stream.names, other.names, wanter, giver)
+        for what, a, b in (
+            ("kind", stream.kind, other.kind),
+            ("shape", stream.shape, other.shape),
+            ("units", stream.units, other.units),
+            ("frame", stream.frame, other.frame),
+        ):
+            if a != b:
+                raise UserError(f"observation stream {stream.name!r} has {what} {a} in {wanter}, {b} in {giver}: make them agree")
+    _require_rate(want.rate_hz, got.rate_hz, wanter, giver)
+
+
+def require_actions(want: ActionSpace, got: ActionSpace, wanter: str, giver: str) -> None:
+    """Refuse unless both spaces mean the same action row. Horizon and scale are not compared (see `policies.mixture`)."""
+    _require_channels("the action", want.names, got.names, wanter, giver)
+    for what, a, b in (
+        ("units", want.units, got.units),
+        ("frame", want.frame, got.frame),
+        ("kind", want.kind, got.kind),
+        ("rotation", want.rotation, got.rotation),
+    ):
+        if a != b:
+            raise UserError(f"the action has {what} {a} in {wanter}, {b} in {giver}: convert one of them before training")
+    _require_rate(want.rate_hz, got.rate_hz, wanter, giver)
+
+
+def _require_channels(what: str, want: tuple[str, ...], got: tuple[str, ...], wanter: str, giver: str) -> None:
+    if want == got:
+        return
+    missing = [n for n in want if n not in got]
+    extra = [n for n in got if n not in want]
+    if missing:
+        detail = f"misses channel {missing[0]!r}"
+    elif extra:
+        detail = f"has the extra channel {extra[0]!r}"
+    else:
+        i = next(i for i, (a, b) in enumerate(zip(want, got, strict=False)) if a != b) if len(want) == len(got) else len(want)
+        detail = f"has other channels from index {i} on"
+    raise UserError(
+        f"{what} is {len(want)} channels in {wanter} and {len(got)} in {giver}, which {detail}: "
+        "use the data or task it was trained on, or train again"
+    )
+
+
+def _require_rate(want: float, got: float, wanter: str, giver: str) -> None:
+    if want != got:
+        raise UserError(f"{wanter} runs at {want:g} Hz, {giver} at {got:g} Hz: resample the demonstrations or set the world's rate")
+
+
+@dataclass(frozen=True)
+class Spec:
+    """`spec.json` of a checkpoint and the attributes of a demo store: what the numbers beside it mean."""
+
+    obs: ObsSpace
+    action: ActionSpace
+    versions: Mapping[str, str] = field(default_factory=dict)
+    schema: int = SCHEMA
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data. Scales carry their hash, so that an edit by hand is noticed."""
+        data = asdict(self)
+        for part, space in ((data["action"], self.action), *zip(data["obs"]["streams"], self.obs.streams, strict=True)):
+            if space.scale is not None:
+                part["scale"]["hash"] = space.scale.hash
+        return data
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], where: str = "spec.json") -> Spec:
+        if data.get("schema") != SCHEMA:
+            raise UserError(f"{where} has schema {data.get('schema')}, this polyarm reads {SCHEMA}: use the polyarm that wrote it")
+        streams = tuple(Stream(**_space(s, f"stream {s['name']!r} of {where}")) for s in data["obs"]["streams"])
+        obs = ObsSpace(streams, data["obs"]["rate_hz"])
+        return cls(obs, ActionSpace(**_space(data["action"], f"the action of {where}")), dict(data["versions"]))
+
+
+def _space(data: Mapping[str, Any], where: str) -> dict[str, Any]:
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+    if data.get("scale") is not None:
+        scale = Scale(tuple(data["scale"]["gain"]), tuple(data["scale"]["offset"]))
+        if scale.hash != data["scale"].get("hash"):
+            raise UserError(f"the scale of {where} does not match its hash: the file was edited; restore it or train again")
+        if len(scale.gain) != len(data["names"]):
+            raise UserError(f"the scale of {where} has {len(scale.gain)} channels for {len(data['names'])} names: restore it or train again")
+        fields["scale"] = scale
+    return fields

@@ -1,0 +1,32 @@
+"""One torch thread a process, and shapes in signatures checked: both only under pytest."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MKL_NUM_THREADS", "1")
+
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+install_import_hook("polyarm", "beartype.beartype")
+
+REPO = Path(__file__).parent.parent
+SHARED_DATA = REPO.parent / "shared" / "data"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_torch_thread():
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def pusht_zarr():
+    """The 206 human PushT demonstrations, where the machine has them."""
+    path = SHARED_DATA / "pusht" / "pusht_cchi_v7_replay.zarr"
+    if not path.exists():
+        pytest.skip("the human PushT demonstrations are not on this machine")
+    return path
