@@ -1,0 +1,92 @@
+"""Colour images: the encoder of Diffusion Policy (Chi et al. 2023, arXiv 2303.04137), which is robomimic's with group norms."""
+
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int, UInt8
+from torch import Generator, Tensor, nn
+from torchvision.models import resnet18
+
+from polyarm.spec import Stream, UserError
+
+STRIDE = 32
+"""Pixels a side that ResNet18 turns into one cell of its last map."""
+
+
+class ResNetKeypoints(nn.Module):
+    """crop -> ResNet18 without its pooling -> spatial softmax to `keypoints` positions -> `features` numbers.
+
+    `crop` is a fraction of both sides or (height, width) in pixels: a random window an image with a generator, the centre
+    without. Nothing is pretrained; norms are group norms, as averaged weights need. One encoder a camera.
+    Raises UserError for a stream that is no colour image, and for a crop larger than it or of one cell only.
+    """
+
+    def __init__(
+        self, stream: Stream, crop: float | Sequence[int] = 0.9, keypoints: int = 32, features: int = 64
+    ) -> None:
+        super().__init__()
+        self.crop = _crop_size(stream, crop)
+        net = resnet18(weights=None, norm_layer=lambda channels: nn.GroupNorm(channels // 16, channels))
+        self.body = nn.Sequential(*list(net.children())[:-2])
+        self.keypoints = nn.Conv2d(net.fc.in_features, keypoints, 1)
+        self.head = nn.Sequential(nn.Linear(2 * keypoints, features), nn.ReLU())
+        self.width = features
+
+    def forward(self, x: UInt8[Tensor, "n h w 3"], generator: Generator | None = None) -> Float[Tensor, "n c"]:
+        top, left = offsets(x, self.crop, generator)
+        pixels = windows(x, top, left, self.crop).float() / 127.5 - 1
+        return self.head(positions(self.keypoints(self.body(pixels))).flatten(1))
+
+
+def offsets(
+    x: UInt8[Tensor, "n h w 3"], crop: tuple[int, int], generator: Generator | None
+) -> tuple[Int[Tensor, "n"], Int[Tensor, "n"]]:
+    """Top and left of each image's window: uniform with a generator, central without."""
+    n = x.shape[0]
+    room = [size - part for size, part in zip(x.shape[1:3], crop, strict=True)]
+    if generator is None:
+        top, left = (torch.full((n,), r // 2, device=x.device) for r in room)
+    else:
+        # drawn where the generator lives: one from the CPU crops alike on every device
+        draw = [torch.randint(r + 1, (n,), generator=generator, device=generator.device) for r in room]
+        top, left = (d.to(x.device, non_blocking=True) for d in draw)
+    return top, left
+
+
+def windows(
+    x: UInt8[Tensor, "n h w c"], top: Int[Tensor, "n"], left: Int[Tensor, "n"], size: tuple[int, int]
+) -> UInt8[Tensor, "n c h1 w1"]:
+    """Image i from (top_i, left_i) on, channels first."""
+    every = x.unfold(1, size[0], 1).unfold(2, size[1], 1)  # a view: [n, tops, lefts, c, h1, w1]
+    return every[torch.arange(x.shape[0], device=x.device), top, left]
+
+
+def positions(logits: Float[Tensor, "n k h w"]) -> Float[Tensor, "n k 2"]:
+    """Spatial softmax (Levine et al. 2016): the mean (x, y) of each map, -1 at the left and top edge, 1 at the right and bottom."""
+    h, w = logits.shape[-2:]
+    weight = rearrange(rearrange(logits, "n k h w -> n k (h w)").softmax(-1), "n k (h w) -> n k h w", h=h)
+    # sums of products, not matrix products, which mixed precision would round to 8 bits
+    x = (weight.sum(-2) * torch.linspace(-1, 1, w, device=logits.device)).sum(-1)
+    y = (weight.sum(-1) * torch.linspace(-1, 1, h, device=logits.device)).sum(-1)
+    return torch.stack((x, y), dim=-1)
+
+
+def _crop_size(stream: Stream, crop: float | Sequence[int]) -> tuple[int, int]:
+    if len(stream.shape) != 3 or stream.shape[2] != 3:
+        raise UserError(
+            f"stream {stream.name!r} of kind {stream.kind} has shape {stream.shape}: "
+            "ResNetKeypoints takes (height, width, 3), choose another encoder for it"
+        )
+    height, width, _ = stream.shape
+    size = (crop[0], crop[1]) if isinstance(crop, Sequence) else (round(height * crop), round(width * crop))
+    if size[0] > height or size[1] > width:
+        raise UserError(
+            f"crop {size} exceeds the {height}x{width} images of stream {stream.name!r}: choose a smaller crop"
+        )
+    if min(size) <= STRIDE:
+        raise UserError(
+            f"images of stream {stream.name!r} are cropped to {size[0]}x{size[1]}, where keypoints need more than "
+            f"{STRIDE} pixels a side: choose a larger crop or larger images"
+        )
+    return size

@@ -1,0 +1,24 @@
+"""Low-dimensional streams: joint angles, poses, goals."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from jaxtyping import Float
+from torch import Generator, Tensor, nn
+
+from polyarm.spec import Stream
+
+
+class State(nn.Module):
+    """The scaled channels as they are, or through an MLP of these hidden widths, the last of which is the feature width."""
+
+    def __init__(self, stream: Stream, hidden: Sequence[int] = ()) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for fan_in, fan_out in pairwise((stream.shape[0], *hidden)):
+            layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
+        self.mlp = nn.Sequential(*layers)
+        self.width = hidden[-1] if hidden else stream.shape[0]
+
+    def forward(self, x: Float[Tensor, "n d"], generator: Generator | None = None) -> Float[Tensor, "n c"]:
+        return self.mlp(x)

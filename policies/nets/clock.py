@@ -1,0 +1,27 @@
+"""How a network is told the noise level."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+class Waves(nn.Module):
+    """clock -> cat(sin(clock * rates), cos(clock * rates)); `rates` are constants that are not saved."""
+
+    rates: Tensor
+
+    def __init__(self, rates: Float[Tensor, "r"]) -> None:
+        super().__init__()
+        self.register_buffer("rates", rates, persistent=False)
+
+    def forward(self, clock: Float[Tensor, "b"]) -> Float[Tensor, "b c"]:
+        phase = clock[:, None] * self.rates
+        return torch.cat((phase.sin(), phase.cos()), dim=-1)
+
+
+def sinusoidal(width: int) -> Waves:
+    """The positional embedding of Vaswani et al. 2017 as DDPM networks use it: `width` / 2 rates from 1 down to 1/10000."""
+    half = width // 2
+    return Waves(torch.exp(torch.arange(half) * (-math.log(10_000) / (half - 1))))
