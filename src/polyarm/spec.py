@@ -40,7 +40,7 @@ class UserError(ValueError):
 
 def unknown(what: str, name: str, known: Iterable[str]) -> UserError:
     """The error for a name that does not exist: says the nearest one and lists all that do."""
-    known = sorted(known)
+    known = sorted(set(known))
     near = get_close_matches(name, known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return UserError(f"unknown {what} {name!r}: {hint}known are {', '.join(known) or 'none'}")
@@ -55,10 +55,18 @@ class Scale:
 
     def __post_init__(self) -> None:
         if len(self.gain) != len(self.offset):
-            raise UserError(f"a scale with {len(self.gain)} gains and {len(self.offset)} offsets: give one of each a channel")
-        bad = [i for i, (g, o) in enumerate(zip(self.gain, self.offset, strict=True)) if not (np.isfinite([g, o]).all() and g)]
+            raise UserError(
+                f"a scale with {len(self.gain)} gains and {len(self.offset)} offsets: give one of each a channel"
+            )
+        bad = [
+            i
+            for i, (g, o) in enumerate(zip(self.gain, self.offset, strict=True))
+            if not (np.isfinite([g, o]).all() and g)
+        ]
         if bad:
-            raise UserError(f"scale of channel {bad[0]} is gain {self.gain[bad[0]]}: fit it on data that varies and is finite")
+            raise UserError(
+                f"scale of channel {bad[0]} is gain {self.gain[bad[0]]}: fit it on data that varies and is finite"
+            )
 
     @classmethod
     def identity(cls, width: int) -> Scale:
@@ -98,7 +106,9 @@ def _torch_constants(scale: Scale, device: torch.device, dtype: torch.dtype) -> 
 
     # inference_mode(False): a constant first made while acting must still be usable in training
     with torch.inference_mode(False):
-        return torch.tensor(scale.gain, device=device, dtype=dtype), torch.tensor(scale.offset, device=device, dtype=dtype)
+        return torch.tensor(scale.gain, device=device, dtype=dtype), torch.tensor(
+            scale.offset, device=device, dtype=dtype
+        )
 
 
 @dataclass(frozen=True)
@@ -118,7 +128,9 @@ class Stream:
 
     def __post_init__(self) -> None:
         if self.low_dim and len(self.names) != self.shape[0]:
-            raise UserError(f"stream {self.name!r} is {self.shape[0]} wide with {len(self.names)} channel names: name every channel")
+            raise UserError(
+                f"stream {self.name!r} is {self.shape[0]} wide with {len(self.names)} channel names: name every channel"
+            )
 
     @property
     def low_dim(self) -> bool:
@@ -178,8 +190,8 @@ class Clip:
     reset: Any
 
     def to(self, device: torch.device) -> Clip:
-        move = lambda x: x.to(device, non_blocking=True)  # noqa: E731
-        return Clip({n: move(x) for n, x in self.obs.items()}, move(self.action), move(self.reset))
+        obs = {name: x.to(device, non_blocking=True) for name, x in self.obs.items()}
+        return Clip(obs, self.action.to(device, non_blocking=True), self.reset.to(device, non_blocking=True))
 
 
 def require_obs(want: ObsSpace, got: ObsSpace, wanter: str, giver: str) -> None:
@@ -203,7 +215,9 @@ def require_obs(want: ObsSpace, got: ObsSpace, wanter: str, giver: str) -> None:
             ("frame", stream.frame, other.frame),
         ):
             if a != b:
-                raise UserError(f"observation stream {stream.name!r} has {what} {a} in {wanter}, {b} in {giver}: make them agree")
+                raise UserError(
+                    f"observation stream {stream.name!r} has {what} {a} in {wanter}, {b} in {giver}: make them agree"
+                )
     _require_rate(want.rate_hz, got.rate_hz, wanter, giver)
 
 
@@ -217,7 +231,9 @@ def require_actions(want: ActionSpace, got: ActionSpace, wanter: str, giver: str
         ("rotation", want.rotation, got.rotation),
     ):
         if a != b:
-            raise UserError(f"the action has {what} {a} in {wanter}, {b} in {giver}: convert one of them before training")
+            raise UserError(
+                f"the action has {what} {a} in {wanter}, {b} in {giver}: convert one of them before training"
+            )
     _require_rate(want.rate_hz, got.rate_hz, wanter, giver)
 
 
@@ -231,7 +247,11 @@ def _require_channels(what: str, want: tuple[str, ...], got: tuple[str, ...], wa
     elif extra:
         detail = f"has the extra channel {extra[0]!r}"
     else:
-        i = next(i for i, (a, b) in enumerate(zip(want, got, strict=False)) if a != b) if len(want) == len(got) else len(want)
+        i = (
+            next(i for i, (a, b) in enumerate(zip(want, got, strict=False)) if a != b)
+            if len(want) == len(got)
+            else len(want)
+        )
         detail = f"has other channels from index {i} on"
     raise UserError(
         f"{what} is {len(want)} channels in {wanter} and {len(got)} in {giver}, which {detail}: "
@@ -241,7 +261,9 @@ def _require_channels(what: str, want: tuple[str, ...], got: tuple[str, ...], wa
 
 def _require_rate(want: float, got: float, wanter: str, giver: str) -> None:
     if want != got:
-        raise UserError(f"{wanter} runs at {want:g} Hz, {giver} at {got:g} Hz: resample the demonstrations or set the world's rate")
+        raise UserError(
+            f"{wanter} runs at {want:g} Hz, {giver} at {got:g} Hz: resample the demonstrations or set the world's rate"
+        )
 
 
 @dataclass(frozen=True)
@@ -264,7 +286,9 @@ class Spec:
     @classmethod
     def from_json(cls, data: Mapping[str, Any], where: str = "spec.json") -> Spec:
         if data.get("schema") != SCHEMA:
-            raise UserError(f"{where} has schema {data.get('schema')}, this polyarm reads {SCHEMA}: use the polyarm that wrote it")
+            raise UserError(
+                f"{where} has schema {data.get('schema')}, this polyarm reads {SCHEMA}: use the polyarm that wrote it"
+            )
         streams = tuple(Stream(**_space(s, f"stream {s['name']!r} of {where}")) for s in data["obs"]["streams"])
         obs = ObsSpace(streams, data["obs"]["rate_hz"])
         return cls(obs, ActionSpace(**_space(data["action"], f"the action of {where}")), dict(data["versions"]))
@@ -275,8 +299,12 @@ def _space(data: Mapping[str, Any], where: str) -> dict[str, Any]:
     if data.get("scale") is not None:
         scale = Scale(tuple(data["scale"]["gain"]), tuple(data["scale"]["offset"]))
         if scale.hash != data["scale"].get("hash"):
-            raise UserError(f"the scale of {where} does not match its hash: the file was edited; restore it or train again")
+            raise UserError(
+                f"the scale of {where} does not match its hash: the file was edited; restore it or train again"
+            )
         if len(scale.gain) != len(data["names"]):
-            raise UserError(f"the scale of {where} has {len(scale.gain)} channels for {len(data['names'])} names: restore it or train again")
+            raise UserError(
+                f"the scale of {where} has {len(scale.gain)} channels for {len(data['names'])} names: restore it or train again"
+            )
         fields["scale"] = scale
     return fields

@@ -1,0 +1,106 @@
+"""What every policy is: noisy action chunk + noise angle + what was seen -> clean actions."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from polyarm.policies.generate.forms import Noise, normal
+from polyarm.policies.generate.sample import Sampler
+from polyarm.spec import ActionSpace, Clip, ObsSpace, UserError
+
+Obs = dict[str, Tensor]
+"""{stream: [b o ...]} in raw units"""
+
+Cond = Any
+"""What `encode` made of the observations, once a chunk; only the policy that made it reads it."""
+
+State = tuple[Tensor, ...]
+"""What is carried from chunk to chunk, rows first; () when stateless. A value: nothing is kept inside a policy."""
+
+
+@runtime_checkable
+class Policy(Protocol):
+    """One file a policy, read top to bottom; see `policies/diffusion.py` for the pattern."""
+
+    name: str
+    obs_space: ObsSpace
+    action_space: ActionSpace
+    n_obs_steps: int  # To
+    n_action_steps: int  # Ta, the rows executed of each chunk unless told otherwise
+    sampler: Sampler
+
+    def start(self, b: int) -> State: ...
+    def encode(self, obs: Obs, state: State, generator: torch.Generator | None = None) -> tuple[Cond, State]:
+        """Once a chunk. With a generator it may augment (training); without, it is deterministic (acting)."""
+        ...
+
+    def denoise(self, x: Float[Tensor, "b h d"], phi: Tensor, cond: Cond) -> Float[Tensor, "b h d"]:
+        """Once a step: clean, scaled actions."""
+        ...
+
+    def loss(self, action: Float[Tensor, "b h d"], cond: Cond, generator: torch.Generator) -> Tensor:
+        """Of scaled actions; a mixture has none."""
+        ...
+
+
+def clip_loss(
+    policy: Policy, clip: Clip, generator: torch.Generator, state: State | None = None
+) -> tuple[Tensor, State]:
+    """Mean loss over the k windows of a clip, and the state after it.
+
+    The state is carried from window to window and restarted at reset flags; `state` is what the clip before left, so
+    that gradients are cut at clips while memory is not (truncated back-propagation through k chunks).
+    """
+    scale = require_scale(policy.action_space)
+    state = policy.start(len(clip.action)) if state is None else state
+    losses = []
+    for k in range(clip.action.shape[1]):
+        state = restart(policy, state, clip.reset[:, k])
+        cond, state = policy.encode({name: x[:, k] for name, x in clip.obs.items()}, state, generator)
+        losses.append(policy.loss(scale.do(clip.action[:, k]), cond, generator))
+    return torch.stack(losses).mean(), state
+
+
+def restart(policy: Policy, state: State, rows: Tensor) -> State:
+    """The state with the flagged rows [b] as at the start of an episode; the others untouched."""
+    fresh = policy.start(len(rows))
+    return tuple(
+        torch.where(rows.view(-1, *[1] * (old.ndim - 1)), new.to(old), old)
+        for new, old in zip(fresh, state, strict=True)
+    )
+
+
+def chunk(
+    policy: Policy, obs: Obs, state: State, generator: Noise, sampler: Sampler | None = None
+) -> tuple[Float[Tensor, "b h d"], State]:
+    """One action chunk in raw units, and the next state. Row To - 1 is the action for the newest observation."""
+    space = policy.action_space
+    cond, state = policy.encode(obs, state)
+    b = len(next(iter(obs.values())))
+    like = torch.empty(b, space.horizon, space.width, device=next(iter(obs.values())).device)
+    x = (sampler or policy.sampler)(policy.denoise, normal(like, generator), cond, generator)
+    return require_scale(space).undo(x), state
+
+
+def require_scale(space: ActionSpace) -> Any:
+    if space.scale is None:
+        raise UserError("the action space has no scale: fit one on the demonstrations before training (datasets.scale)")
+    return space.scale
+
+
+def require_chunk(horizon: int, n_obs_steps: int, n_action_steps: int) -> None:
+    """Refuse a To, Ta, Tp that do not fit: the executed rows To - 1 .. To - 2 + Ta must lie inside the chunk."""
+    if min(horizon, n_obs_steps, n_action_steps) < 1:
+        raise UserError(
+            f"horizon={horizon}, n_obs_steps={n_obs_steps}, n_action_steps={n_action_steps}: each must be at least 1"
+        )
+    most = horizon - n_obs_steps + 1
+    if n_action_steps > most:
+        raise UserError(
+            f"n_action_steps={n_action_steps} rows are more than a chunk of horizon={horizon} has after n_obs_steps={n_obs_steps}: "
+            f"give at most {max(most, 0)} (horizon - n_obs_steps + 1), or a longer horizon"
+        )

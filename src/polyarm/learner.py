@@ -1,0 +1,127 @@
+"""What changes while training: weights, optimiser, schedules, averages, generators."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from polyarm.policies.policy import Policy, State, clip_loss
+from polyarm.spec import Clip
+
+
+@dataclass
+class Learner:
+    """Everything that changes while training; `state` and `load` make resuming exact."""
+
+    policy: Policy
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: Any
+    ema: Any
+    generator: torch.Generator
+    accelerator: Any
+    grad_clip: float | None
+    carried: State | None = None
+    step: int = 0
+
+    @classmethod
+    def create(cls, policy: Any, config: DictConfig, accelerator: Any) -> Learner:
+        from diffusers.optimization import get_cosine_schedule_with_warmup
+        from diffusers.training_utils import EMAModel
+
+        t = config.train
+        groups = parameter_groups(policy, t.weight_decay)
+        optimizer = torch.optim.AdamW(groups, lr=t.lr, betas=tuple(t.betas), fused=True)
+        schedule = get_cosine_schedule_with_warmup(optimizer, t.warmup_steps, t.steps)
+        module, optimizer = accelerator.prepare(_Trainee(policy), optimizer)
+        ema = EMAModel(
+            policy.parameters(), decay=t.ema_decay, use_ema_warmup=True, power=t.ema_power, inv_gamma=1.0, foreach=True
+        )
+        ema.to(accelerator.device)
+        generator = torch.Generator(accelerator.device).manual_seed(t.seed * 1_000_003 + accelerator.process_index)
+        return cls(policy, module, optimizer, schedule, ema, generator, accelerator, t.grad_clip)
+
+    def update(self, clip: Clip) -> Tensor:
+        """One optimiser step; returns the loss, detached."""
+        with self.accelerator.autocast():
+            loss, carried = self.module(clip, self.generator, self.carried)
+        self.carried = tuple(x.detach() for x in carried)
+        self.accelerator.backward(loss)
+        if self.grad_clip is not None:
+            self.accelerator.clip_grad_norm_(self.policy.parameters(), self.grad_clip)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.ema.step(self.policy.parameters())
+        self.step += 1
+        return loss.detach()
+
+    def averaged(self) -> Averaged:
+        """A context in which the policy has its EMA weights and is in eval mode."""
+        return Averaged(self.policy, self.ema)
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "model": {name: x.detach().cpu() for name, x in self.policy.state_dict().items()},
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "ema": self.ema.state_dict(),
+            "carried": self.carried,
+            "generator": self.generator.get_state(),
+            "torch_rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.step = state["step"]
+        self.policy.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.ema.load_state_dict(state["ema"])
+        self.ema.to(self.accelerator.device)
+        self.carried = (
+            None if state["carried"] is None else tuple(x.to(self.accelerator.device) for x in state["carried"])
+        )
+        self.generator.set_state(state["generator"])
+        torch.set_rng_state(state["torch_rng"])
+        if state["cuda_rng"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(state["cuda_rng"])
+
+
+class _Trainee(nn.Module):
+    """The loss as a module's forward, which is what data-parallel wrappers hook."""
+
+    def __init__(self, policy: Any):
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, clip: Clip, generator: torch.Generator, state: State | None) -> tuple[Tensor, State]:
+        return clip_loss(self.policy, clip, generator, state)
+
+
+class Averaged:
+    def __init__(self, policy: Any, ema: Any):
+        self.policy, self.ema = policy, ema
+
+    def __enter__(self) -> Policy:
+        self.ema.store(self.policy.parameters())
+        self.ema.copy_to(self.policy.parameters())
+        return self.policy.eval()
+
+    def __exit__(self, *_: object) -> None:
+        self.ema.restore(self.policy.parameters())
+        self.policy.train()
+
+
+def parameter_groups(policy: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Weight decay on everything, except what a body names in `decay_groups() -> (decay, no decay)`."""
+    exempt = {id(p) for m in policy.modules() if hasattr(m, "decay_groups") for p in m.decay_groups()[1]}
+    decay = [p for p in policy.parameters() if id(p) not in exempt]
+    keep = [p for p in policy.parameters() if id(p) in exempt]
+    groups = [{"params": decay, "weight_decay": weight_decay}]
+    return [*groups, {"params": keep, "weight_decay": 0.0}] if keep else groups

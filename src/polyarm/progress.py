@@ -1,0 +1,45 @@
+"""Progress of long work: a bar on a terminal, a line now and then in a log file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any, Self
+
+
+class Bar:
+    """`with Bar("train", 1000) as bar: bar.at(10, "loss 0.3")`. Written to stderr."""
+
+    def __init__(self, title: str, total: int, done: int = 0, show: bool = True):
+        self.title, self.total, self.show = title, total, show
+        self.first, self.last_line, self.began = done, -1, time.perf_counter()
+        self.bar: Any = None
+
+    def __enter__(self) -> Self:
+        if self.show and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (
+                "{task.description}",
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+            )
+            self.bar = Progress(*columns, console=Console(stderr=True))
+            self.bar.start()
+            self.task = self.bar.add_task(self.title, total=self.total, completed=self.first, note="")
+        return self
+
+    def at(self, done: int, note: str = "") -> None:
+        if self.bar is not None:
+            self.bar.update(self.task, completed=done, note=note)
+        elif self.show and done * 10 // max(self.total, 1) > self.last_line:
+            self.last_line = done * 10 // max(self.total, 1)
+            seconds = time.perf_counter() - self.began
+            print(f"{self.title}: {done}/{self.total} after {seconds:.0f} s  {note}", file=sys.stderr, flush=True)
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()

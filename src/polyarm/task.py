@@ -1,0 +1,72 @@
+"""A `task` node of the configuration: its world, its demonstrations, its expert."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from polyarm.config import cpus
+from polyarm.datasets.demos import Demos
+from polyarm.datasets.field import Field, FieldStore
+from polyarm.datasets.store import Store
+from polyarm.spec import Spec, UserError
+
+
+def open_demos(task: DictConfig) -> Demos:
+    """The task's demonstrations. A store of polyarm's own says what its numbers mean; for the field's files the world does."""
+    path = Path(task.demos.path)
+    if not path.exists():
+        hint = f"make them with `polyarm collect task={task.name}`" if task.expert else "put them there"
+        raise UserError(f"the demonstrations {path} do not exist: {hint}, or name others with task.demos.path=...")
+    if task.demos.fields is None:
+        return Store.open(path)
+    fields = OmegaConf.to_container(task.demos.fields)
+    return FieldStore(path, world_spec(task), {name: Field.of(name, where) for name, where in fields.items()})
+
+
+def world_kwargs(task: DictConfig) -> dict[str, Any]:
+    return dict(OmegaConf.to_container(task.env_kwargs))
+
+
+def world_spec(task: DictConfig) -> Spec:
+    """What the world's numbers mean."""
+    from polyarm.sim.world import make_world
+
+    world = make_world(task.env_id, world_kwargs(task))
+    try:
+        return world.unwrapped.world_spec
+    finally:
+        world.close()
+
+
+def collect_task(config: DictConfig) -> dict[str, Any]:
+    """Fill collect.path with collect.episodes of the task's scripted expert; continues what is there."""
+    from polyarm.collect import collect
+
+    task, c = config.task, config.collect
+    if task.expert is None:
+        raise UserError(
+            f"task {task.name} has no scripted expert: it is trained on recorded demonstrations (task.demos.path)"
+        )
+    if c.episodes < 1:
+        raise UserError(f"collect.episodes={c.episodes}: give at least 1")
+    return collect(
+        task.env_id,
+        world_kwargs(task),
+        task.expert,
+        Path(c.path),
+        c.episodes,
+        c.seed,
+        count_workers(c.workers, c.episodes),
+    )
+
+
+def count_workers(wanted: Any, most: int) -> int:
+    """Processes for `most` pieces of work: one a core, or as told (0: in this process)."""
+    if wanted == "auto":
+        return min(most, cpus())
+    if not isinstance(wanted, int) or wanted < 0:
+        raise UserError(f"workers={wanted}: give a number of processes, 0 for none, or auto")
+    return min(wanted, most)
