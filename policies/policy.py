@@ -42,13 +42,17 @@ class Policy(Protocol):
         """Once a step: clean, scaled actions."""
         ...
 
+
+class Trained(Policy, Protocol):
+    """A policy that demonstrations train; a mixture of policies is none."""
+
     def loss(self, action: Float[Tensor, "b h d"], cond: Cond, generator: torch.Generator) -> Tensor:
-        """Of scaled actions; a mixture has none."""
+        """Of scaled actions."""
         ...
 
 
 def clip_loss(
-    policy: Policy, clip: Clip, generator: torch.Generator, state: State | None = None
+    policy: Trained, clip: Clip, generator: torch.Generator, state: State | None = None
 ) -> tuple[Tensor, State]:
     """Mean loss over the k windows of a clip, and the state after it.
 
