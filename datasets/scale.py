@@ -1,0 +1,142 @@
+"""Scales fitted on demonstrations (Diffusion Policy's normaliser). A channel that never varies is refused, not passed through."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from polyarm.datasets.demos import ACTION, Demos
+from polyarm.spec import Scale, Spec, UserError, unknown
+
+TINY = 1e-4
+"""A channel whose range (limits) or standard deviation (gaussian) is below this is constant."""
+BLOCK = 1 << 14
+"""Rows read at a time."""
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of each channel, float64 `[d]`; `std` divides by n - 1."""
+
+    n: int
+    low: np.ndarray
+    high: np.ndarray
+    mean: np.ndarray
+    std: np.ndarray
+
+
+def moments(blocks: Iterable[np.ndarray], names: Sequence[str], what: str) -> Moments:
+    """One pass over blocks `[n, d]`, merged as Chan, Golub and LeVeque (1983): no loss far from zero.
+
+    Raises `UserError` for a value that is not finite and where there is no row.
+    """
+    n, low, high = 0, np.full(len(names), np.inf), np.full(len(names), -np.inf)
+    mean, square = np.zeros(len(names)), np.zeros(len(names))
+    for rows in blocks:
+        block = rows.astype(np.float64)
+        if block.shape[1:] != (len(names),):
+            raise UserError(f"{what} has rows of shape {block.shape[1:]} for {len(names)} names: name every channel")
+        if not len(block):
+            continue
+        m, block_mean = len(block), block.mean(0)
+        if not np.isfinite(block_mean).all():
+            bad = names[int(np.argmin(np.isfinite(block_mean)))]
+            raise UserError(f"{what} channel {bad!r} holds a number that is not finite: leave that episode out")
+        low, high = np.minimum(low, block.min(0)), np.maximum(high, block.max(0))
+        block -= block_mean
+        apart = block_mean - mean
+        square += np.einsum("nd,nd->d", block, block) + apart**2 * (n * m / (n + m))
+        mean, n = mean + apart * (m / (n + m)), n + m
+    if n == 0:
+        raise UserError(f"{what} has no rows: give at least one episode to fit its scale on")
+    return Moments(n, low, high, mean, np.sqrt(square / max(n - 1, 1)))
+
+
+def fit(kind: str, rows: Any, names: Sequence[str], what: str, constant: str = "refuse") -> Scale:
+    """The scale of `rows` [N, d] (anything that can be sliced), in float64, a block at a time.
+
+    limits: [min, max] -> [-1, 1]; gaussian: mean 0, standard deviation 1; identity: as it is.
+    constant: "refuse" raises `UserError` for a channel that does not vary; "centre" maps it to 0 with gain 1, the published
+    rule. `what` names the rows in errors.
+    """
+    if kind not in KINDS:
+        raise unknown(f"scale of {what}", kind, KINDS)
+    if constant not in ("refuse", "centre"):
+        raise unknown("answer to a constant channel", constant, ("refuse", "centre"))
+    found = moments((rows[i : i + BLOCK] for i in range(0, len(rows), BLOCK)), names, what)
+    gain, offset, still = KINDS[kind](found)
+    if still.any() and constant == "refuse":
+        i = int(np.argmax(still))
+        raise UserError(
+            f"{what} channel {names[i]!r} stays at {found.mean[i]:g} in all {found.n} rows: leave the channel out, scale it by "
+            "identity, or allow it with constant=centre"
+        )
+    return Scale(tuple(gain.tolist()), tuple(offset.tolist()))
+
+
+def fit_spec(
+    demos: Demos,
+    spec: Spec,
+    obs_kind: str,
+    action_kind: str,
+    episodes: Sequence[int] | np.ndarray,
+    constant: str = "refuse",
+    kinds: Mapping[str, str] | None = None,
+) -> Spec:
+    """`spec` with the scale of every low-dim stream and of the action, fitted on these episodes only.
+
+    kinds: {stream or "action": kind} where one differs from `obs_kind` and `action_kind`. Images are not fitted.
+    """
+    kinds = kinds or {}
+    low_dim = [s for s in spec.obs.streams if s.low_dim]
+    for name in kinds:
+        if name not in (known := [*(s.name for s in low_dim), ACTION]):
+            raise unknown("stream to scale", name, known)
+    ends = demos.episode_ends
+    seen = np.zeros(int(ends[-1]) if len(ends) else 0, bool)
+    for i in episodes:
+        seen[ends[i - 1] if i else 0 : ends[i]] = True
+
+    def fitted(name: str, names: Sequence[str], kind: str, what: str) -> Scale:
+        return fit(kinds.get(name, kind), demos.stream(name)[:][seen], names, what, constant)
+
+    streams = tuple(
+        replace(s, scale=fitted(s.name, s.names, obs_kind, f"stream {s.name!r}")) if s.low_dim else s
+        for s in spec.obs.streams
+    )
+    action = replace(spec.action, scale=fitted(ACTION, spec.action.names, action_kind, "the action"))
+    return replace(spec, obs=replace(spec.obs, streams=streams), action=action)
+
+
+def check(spec: Spec) -> None:
+    """Refuse a spec that has a low-dim stream or an action without a scale."""
+    spaces = [(f"stream {s.name!r}", s.scale) for s in spec.obs.streams if s.low_dim]
+    for what, scale in (*spaces, ("the action", spec.action.scale)):
+        if scale is None:
+            raise UserError(f"{what} has no scale: fit one on demonstrations with fit_spec, or train again")
+
+
+Fitted = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""(gain, offset, which channels are constant), `[d]` each"""
+
+
+def _limits(m: Moments) -> Fitted:
+    still = m.high - m.low < TINY
+    gain = 2 / np.where(still, 2, m.high - m.low)
+    return gain, np.where(still, -m.low, -1 - gain * m.low), still
+
+
+def _gaussian(m: Moments) -> Fitted:
+    still = m.std < TINY
+    gain = 1 / np.where(still, 1, m.std)
+    return gain, -m.mean * gain, still
+
+
+def _identity(m: Moments) -> Fitted:
+    return np.ones_like(m.mean), np.zeros_like(m.mean), np.zeros(m.mean.shape, bool)
+
+
+KINDS: Mapping[str, Callable[[Moments], Fitted]] = {"limits": _limits, "gaussian": _gaussian, "identity": _identity}
