@@ -1,0 +1,51 @@
+"""One episode of an expert in a world, as arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import gymnasium as gym
+import numpy as np
+
+
+@runtime_checkable
+class Expert(Protocol):
+    """Acts from the simulator's own state, not from observations."""
+
+    def reset(self) -> None: ...
+
+    def act(self) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Episode:
+    """obs {stream: [t ...]}; action [t d] float32; time_s [t] of the simulated clock. Row i was seen when action i was chosen."""
+
+    obs: dict[str, np.ndarray]
+    action: np.ndarray
+    time_s: np.ndarray
+    success: bool
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.action)
+
+
+def play(env: gym.Env, expert: Expert, seed: int) -> Episode:
+    """Resets `env` to `seed` and lets `expert` act until the episode ends."""
+    obs, info = env.reset(seed=seed)
+    expert.reset()
+    seen: list[dict[str, np.ndarray]] = []
+    actions: list[np.ndarray] = []
+    times: list[float] = []
+    done = False
+    while not done:
+        action = np.asarray(expert.act(), np.float32)
+        seen.append(obs)
+        actions.append(action)
+        times.append(env.get_wrapper_attr("time_s"))
+        obs, _, terminated, truncated, info = env.step(action)
+        done = terminated or truncated
+    streams = {name: np.stack([o[name] for o in seen]) for name in seen[0]}
+    return Episode(streams, np.stack(actions), np.array(times), bool(info["is_success"]), seed)
