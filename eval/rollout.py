@@ -1,0 +1,116 @@
+"""One rollout loop: an agent in n worlds until every seed has been played."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+
+from polyarm.eval.agent import Agent
+from polyarm.eval.score import Outcome
+from polyarm.policies.policy import Policy
+from polyarm.sim.vector import ShardedVectorEnv
+from polyarm.spec import Spec, require_actions, require_obs
+from polyarm.task import count_workers, world_kwargs
+
+
+@runtime_checkable
+class Worlds(Protocol):
+    """What a rollout needs of its worlds: `sim.vector.ShardedVectorEnv`, or a real arm."""
+
+    num_envs: int
+
+    @property
+    def world_spec(self) -> Spec: ...
+    def reset(self, *, seed: Any, options: dict[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any]]: ...
+    def step(self, actions: np.ndarray) -> tuple[Any, ...]: ...
+
+
+@dataclass(frozen=True)
+class Played:
+    """One episode: what came of it, and the actions that replay it."""
+
+    outcome: Outcome
+    actions: np.ndarray  # [T d]
+
+
+def make_worlds(config: DictConfig, n: int) -> ShardedVectorEnv:
+    """`n` worlds of the configuration's task, shared between eval.workers processes."""
+    task = config.task
+    return ShardedVectorEnv(task.env_id, world_kwargs(task), n, count_workers(config.eval.workers, n))
+
+
+def rollout(
+    policy: Policy,
+    worlds: Worlds,
+    seeds: Sequence[int],
+    n_action_steps: int | None = None,
+    device: str | torch.device = "cpu",
+    progress: Callable[[list[Outcome]], None] = lambda done: None,
+) -> list[Played]:
+    """Play one episode a seed; returns them in the order of `seeds`.
+
+    New episodes start only between chunks, so that all rows plan together: one batched policy pass a chunk.
+    """
+    require_obs(policy.obs_space, worlds.world_spec.obs, "the policy", "the world")
+    require_actions(policy.action_space, worlds.world_spec.action, "the policy", "the world")
+    agent = Agent(policy, worlds.num_envs, n_action_steps, device=device)
+    rows = [_Row() for _ in range(worlds.num_envs)]
+    waiting = deque(enumerate(seeds))
+    found: dict[int, Played] = {}
+    obs = None
+    while len(found) < len(seeds):
+        obs = _seat(waiting, rows, worlds, agent, obs)
+        for _ in range(agent.n_action_steps):
+            actions = agent.act(obs)
+            obs, rewards, terminated, truncated, info = worlds.step(actions)
+            for i, row in enumerate(rows):
+                if row.index is None:
+                    continue
+                row.take(actions[i], float(rewards[i]), bool(info["is_success"][i]))
+                if terminated[i] or truncated[i]:
+                    index, episode = row.finish()
+                    found[index] = episode
+                    progress([e.outcome for e in found.values()])
+            if all(row.index is None for row in rows):
+                break
+    return [found[i] for i in range(len(seeds))]
+
+
+def _seat(
+    waiting: deque[tuple[int, int]], rows: list[_Row], worlds: Worlds, agent: Agent, obs: Any
+) -> dict[str, np.ndarray]:
+    """Give every idle row the next seed; returns the observations of all rows."""
+    mask, seeds = np.zeros(len(rows), bool), [None] * len(rows)
+    for i, row in enumerate(rows):
+        if row.index is None and waiting:
+            row.begin(*waiting.popleft())
+            mask[i], seeds[i] = True, row.seed
+    if mask.any():
+        obs, _ = worlds.reset(seed=seeds, options={"reset_mask": mask})
+        agent.restart(mask, seeds)
+    return obs
+
+
+class _Row:
+    """What one world is playing now."""
+
+    index: int | None = None
+
+    def begin(self, index: int, seed: int) -> None:
+        self.index, self.seed, self.best, self.success = index, seed, 0.0, False
+        self.actions: list[np.ndarray] = []
+
+    def take(self, action: np.ndarray, reward: float, success: bool) -> None:
+        self.actions.append(action.copy())
+        self.best, self.success = max(self.best, reward), self.success or success
+
+    def finish(self) -> tuple[int, Played]:
+        index, self.index = self.index, None
+        assert index is not None
+        return index, Played(Outcome(self.seed, self.success, self.best, len(self.actions)), np.stack(self.actions))

@@ -1,0 +1,217 @@
+"""`polyarm eval`: play fresh seeds, film some of them, write result.json and the report."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+
+from polyarm.config import override, read_yaml
+from polyarm.eval.agent import Agent
+from polyarm.eval.report import write_report
+from polyarm.eval.rollout import Played, Worlds, make_worlds, rollout
+from polyarm.eval.score import Outcome, summary
+from polyarm.eval.video import write_mp4
+from polyarm.log import read_log
+from polyarm.policies import checkpoint
+from polyarm.policies.policy import Policy
+from polyarm.progress import Bar
+from polyarm.spec import Spec, UserError
+from polyarm.task import open_demos, world_kwargs
+
+HEADLINE = {"success": "success_rate", "score": "score"}
+
+
+def evaluate(source: Path, overrides: Sequence[str], seconds: dict[str, float] | None = None) -> dict[str, Any]:
+    """Judge a checkpoint; returns what result.json holds.
+
+    `source`: a training run or checkpoint; `overrides`: settings over its own, `output_dir` for the results (default:
+    eval/ in the run). `seconds`: of stages before this one, for the report.
+    """
+    began = time.perf_counter()
+    folder = checkpoint.find(source)
+    own = read_yaml(folder / "config.yaml")
+    own.output_dir = str(default_output(folder))
+    config = override(own, overrides)
+    e = config.eval
+    if e.episodes < 1:
+        raise UserError(f"eval.episodes={e.episodes}: give at least 1")
+    torch.set_num_threads(int(e.threads))
+    device = pick_device(e.device)
+    policy = checkpoint.load(folder, config, device)
+    seeds = list(range(e.seed, e.seed + e.episodes))
+    worlds = make_worlds(config, min(e.n_envs, len(seeds)))
+    try:
+        _require_versions(checkpoint.read_spec(folder), worlds.world_spec, e.allow_other_versions)
+        with Bar(f"evaluate {config.policy.name} on {config.task.name}", len(seeds)) as bar:
+            show = lambda done: bar.at(len(done), _running(done, config.task.measure))
+            played = rollout(policy, worlds, seeds, e.n_action_steps, device, show)
+        latency, evaluations = time_chunks(policy, worlds, seeds[0], device)
+    finally:
+        worlds.close()
+    result = {
+        "policy": config.policy.name,
+        "task": config.task.name,
+        "checkpoint": os.path.relpath(folder, config.output_dir),
+        **summary([p.outcome for p in played], config.task.measure),
+        "n_action_steps": e.n_action_steps or policy.n_action_steps,
+        "network_evaluations": evaluations,
+        "latency_ms": latency,
+        "seconds": {**(seconds or {}), "evaluate": round(time.perf_counter() - began, 2)},
+        "versions": {**policy_versions(), **worlds.world_spec.versions},
+        "machine": machine(device),
+    }
+    out = Path(config.output_dir)
+    write(out, result, played, config, folder)
+    low, high = result["interval"]
+    print(
+        f"{result['measure']} {result[HEADLINE[result['measure']]]:.3f} on {result['n']} fresh seeds, "
+        f"{result['interval_kind']} interval {low:.3f} to {high:.3f}\nreport: {out / 'report.html'}",
+        file=sys.stderr,
+    )
+    return result
+
+
+def write(out: Path, result: dict[str, Any], played: list[Played], config: DictConfig, folder: Path) -> None:
+    """result.json, episodes.npz (the actions that replay every episode), clips and report.html."""
+    from polyarm.datasets.info import info
+
+    out.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(out / "episodes.npz", **{f"seed_{p.outcome.seed}": p.actions for p in played})
+    clips = film(config, choose(played, config.eval.videos), out / "clips")
+    run = folder.parent.parent
+    demos = Path(config.task.demos.path)
+    work = out / "result.json.partial"
+    work.write_text(json.dumps(result, indent=1))
+    work.replace(out / "result.json")
+    write_report(
+        out / "report.html", title=f"{config.policy.name} on {config.task.name}", result=result,
+        log=read_log(run / "log.jsonl") or None,
+        data_card=info(open_demos(config.task)) if demos.exists() else None,
+        clips=clips, config_yaml=(folder / "config.yaml").read_text(),
+    )  # fmt: skip
+
+
+def choose(played: Sequence[Played], videos: int) -> list[Played]:
+    """Episodes worth seeing: up to half of them failures (or the lowest scores), the rest successes, in seed order."""
+    ranked = sorted(played, key=lambda p: (p.outcome.success, p.outcome.score))
+    failures = [p for p in ranked if not p.outcome.success][: max(1, videos // 2)]
+    rest = [p for p in played if p not in failures]
+    return [*failures, *rest[: max(0, videos - len(failures))]][:videos]
+
+
+def film(config: DictConfig, played: Sequence[Played], folder: Path) -> list[tuple[Path, str]]:
+    """Replay chosen episodes with rendering. The worlds are deterministic, so the recorded actions give the same episode."""
+    from polyarm.sim.world import make_world
+
+    clips = []
+    for p in played:
+        world = make_world(config.task.env_id, world_kwargs(config.task))
+        world.reset(seed=p.outcome.seed)
+        frames = [world.render()]
+        success = False
+        for action in p.actions:
+            success |= bool(world.step(action)[4]["is_success"])
+            frames.append(world.render())
+        rate = world.unwrapped.world_spec.action.rate_hz
+        world.close()
+        if success != p.outcome.success:
+            raise RuntimeError(
+                f"replaying seed {p.outcome.seed} of {config.task.env_id} gave another outcome: the world is not deterministic"
+            )
+        path = folder / f"seed_{p.outcome.seed}.mp4"
+        write_mp4(path, frames, rate)
+        verdict = "success" if success else "failure"
+        clips.append(
+            (path, f"seed {p.outcome.seed}: {verdict} after {p.outcome.steps} steps, best score {p.outcome.score:.2f}")
+        )
+    return clips
+
+
+def time_chunks(
+    policy: Policy, worlds: Worlds, seed: int, device: torch.device, n: int = 30
+) -> tuple[list[float], int]:
+    """Milliseconds to plan one chunk for one world, n times, and the network evaluations each takes."""
+    mask = np.zeros(worlds.num_envs, bool)
+    mask[0] = True
+    obs, _ = worlds.reset(seed=[seed, *[None] * (worlds.num_envs - 1)], options={"reset_mask": mask})
+    agent = Agent(policy, 1, 1, device=device)
+    count = 0
+    denoise = policy.denoise
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal count
+        count += 1
+        return denoise(*arguments)
+
+    policy.denoise = counted  # type: ignore[method-assign]
+    try:
+        for _ in range(n + 1):
+            agent.act({name: x[:1] for name, x in obs.items()})
+    finally:
+        del policy.denoise
+    return [round(1000 * s, 3) for s in agent.seconds[1:]], count // (n + 1)
+
+
+def default_output(folder: Path) -> Path:
+    return folder.parent.parent / "eval" if folder.parent.name == "checkpoints" else folder / "eval"
+
+
+def pick_device(name: str) -> torch.device:
+    """auto: CUDA where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device={name}: give auto, cpu or cuda") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device={name}, but torch sees no CUDA device: give device=cpu, or run `polyarm doctor`")
+    return device
+
+
+def policy_versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for name in ("polyarm", "torch", "numpy", "diffusers", "gymnasium"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    from polyarm.config import cpus
+
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [
+            line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")
+        ]
+        cpu = names[0] if names else cpu
+    return {"cpu": cpu, "cores": cpus(), "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None}
+
+
+def _running(done: list[Outcome], measure: str) -> str:
+    values = [o.success if measure == "success" else o.score for o in done]
+    return f"{measure} {np.mean(values):.2f}"
+
+
+def _require_versions(trained: Spec, world: Spec, allow: bool) -> None:
+    old, new = trained.versions.get("env"), world.versions.get("env")
+    if old and new and old != new and not allow:
+        raise UserError(
+            f"the demonstrations come from {old}, this world is {new}: collect and train again, "
+            "or give eval.allow_other_versions=true to judge it all the same"
+        )

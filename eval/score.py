@@ -1,0 +1,80 @@
+"""What a set of played episodes says: rates with intervals, never a bare number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from polyarm.spec import UserError, unknown
+
+MEASURES = ("success", "score")
+RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One episode. `score`: its best reward, 0 to 1; `steps`: actions taken."""
+
+    seed: int
+    success: bool
+    score: float
+    steps: int
+
+
+def summary(outcomes: Sequence[Outcome], measure: str, level: float = 0.95) -> dict[str, Any]:
+    """Success rate, mean score and the interval of the headline `measure` ("success" or "score") at `level`.
+
+    Plain data, ready for JSON. Refuses no episodes and repeated seeds: a seed played twice is one draw, not two.
+    """
+    if measure not in MEASURES:
+        raise unknown("measure", measure, MEASURES)
+    if not outcomes:
+        raise UserError("0 episodes cannot be summarised: play at least 1")
+    if not 0 < level < 1:
+        raise UserError(f"level={level}: give a confidence between 0 and 1, such as 0.95")
+    seeds = [o.seed for o in outcomes]
+    if len(set(seeds)) < len(seeds):
+        twice = next(s for s in seeds if seeds.count(s) > 1)
+        raise UserError(f"seed {twice} was played {seeds.count(twice)} times: give every episode its own seed")
+    scores = np.array([o.score for o in outcomes], float)
+    wins, n = sum(o.success for o in outcomes), len(outcomes)
+    lo, hi = wilson(wins, n, level) if measure == "success" else bootstrap(scores, level)
+    return {
+        "measure": measure,
+        "success_rate": wins / n,
+        "score": float(scores.mean()),
+        "n": n,
+        "interval": [lo, hi],
+        "interval_kind": f"{'Wilson' if measure == 'success' else 'bootstrap'} {100 * level:g} %",
+        "seeds": seeds,
+        "per_seed": [asdict(o) for o in outcomes],
+    }
+
+
+def wilson(wins: int, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Score interval of a success rate (Wilson 1927). Holds its level for few episodes and for rates near 0 and 1."""
+    from scipy.stats import binomtest
+
+    found = binomtest(wins, n).proportion_ci(level, method="wilson")
+    return float(found.low), float(found.high)
+
+
+def bootstrap(scores: Float[np.ndarray, "n"], level: float = 0.95, seed: int = 0) -> tuple[float, float]:
+    """Bias-corrected and accelerated interval of the mean (Efron 1987), from 10,000 resamples of a fixed seed.
+
+    Equal scores (one episode among them) cannot be resampled into others: the interval is then [s, s], which says that
+    nothing is known about the spread, not that the mean is certain.
+    """
+    if np.ptp(scores) == 0:
+        return float(scores[0]), float(scores[0])
+    from scipy.stats import bootstrap as resample
+
+    found = resample(
+        (scores,), np.mean, n_resamples=RESAMPLES, batch=1000, confidence_level=level, method="BCa",
+        rng=np.random.default_rng(seed),
+    ).confidence_interval  # fmt: skip
+    return float(found.low), float(found.high)

@@ -1,0 +1,146 @@
+"""The agent and the rollout loop, on a policy that says what it saw.
+
+Mutations that turn it red: start the executed rows at To instead of To - 1; share one generator between rows; repeat the
+newest instead of the first observation at the start; keep a finished row's state.
+"""
+
+import numpy as np
+import pytest
+import torch
+
+from polyarm.eval.agent import Agent
+from polyarm.eval.rollout import rollout
+from polyarm.policies.generate.angle import linear_flow
+from polyarm.policies.generate.sample import Sampler, euler
+from polyarm.spec import ActionSpace, ObsSpace, Scale, Stream, UserError
+
+
+class Teller:
+    """Answers row h of a chunk with 100 * newest observation + h, plus what its state counted; keeps every window it saw."""
+
+    name, n_obs_steps, n_action_steps = "teller", 3, 4
+
+    def __init__(self, horizon=8, noise=0.0):
+        one = Scale.identity(1)
+        self.obs_space = ObsSpace((Stream("t", "state", (1,), ("t",), ("1",), scale=one),), 10.0)
+        self.action_space = ActionSpace(("a",), ("1",), "", 10.0, horizon=horizon, scale=one)
+        self.sampler = Sampler(euler, linear_flow(1), None)
+        self.seen, self.noise = [], noise
+
+    def start(self, b):
+        return (torch.zeros(b),)
+
+    def encode(self, obs, state, generator=None):
+        self.seen.append(obs["t"][..., 0].clone())
+        return (obs["t"][:, -1, 0], state[0]), (state[0] + 1,)
+
+    def denoise(self, x, phi, cond):
+        newest, calls = cond
+        rows = torch.arange(self.action_space.horizon, dtype=x.dtype)
+        return (100 * newest[:, None] + rows + 0.001 * calls[:, None])[..., None] + self.noise * x
+
+
+def obs(*values):
+    return {"t": np.array(values, np.float32)[:, None]}
+
+
+def test_executes_the_rows_that_belong_to_the_newest_observation():
+    """Diffusion Policy, section 1: pred[To - 1 : To - 1 + Ta]."""
+    agent = Agent(Teller(), 1)
+    agent.restart(np.array([True]), [0])
+    got = [float(agent.act(obs(t))[0, 0]) for t in range(8)]
+    np.testing.assert_allclose(got, [2, 3, 4, 5, 402.001, 403.001, 404.001, 405.001], rtol=1e-6)
+
+
+def test_history_repeats_the_oldest_until_it_is_full():
+    """Diffusion Policy, section 8: [7, 8] with room for 4 is [7, 7, 7, 8]."""
+    policy = Teller()
+    agent = Agent(policy, 1, n_action_steps=1)
+    agent.restart(np.array([True]), [0])
+    for t in (7, 8, 9):
+        agent.act(obs(t))
+    assert [w[0].tolist() for w in policy.seen] == [[7, 7, 7], [7, 7, 8], [7, 8, 9]]
+
+
+def test_a_restarted_row_forgets_and_its_neighbour_does_not():
+    policy = Teller()
+    agent = Agent(policy, 2, n_action_steps=2)
+    agent.restart(np.array([True, True]), [0, 0])
+    for t in range(2):
+        agent.act(obs(t, t))
+    agent.restart(np.array([False, True]), [None, 5])
+    action = agent.act(obs(2, 50))
+    assert policy.seen[-1].tolist() == [[0, 1, 2], [50, 50, 50]]
+    np.testing.assert_allclose(action[:, 0], [202.001, 5002.0], rtol=1e-6)
+
+
+def test_a_restart_in_mid_chunk_plans_for_that_row_alone():
+    policy = Teller()
+    agent = Agent(policy, 2, n_action_steps=4)
+    agent.restart(np.array([True, True]), [0, 0])
+    agent.act(obs(0, 0))
+    agent.restart(np.array([True, False]), [1, None])
+    action = agent.act(obs(9, 1))
+    np.testing.assert_allclose(action[:, 0], [902.0, 3.0], rtol=1e-6)
+
+
+def test_noise_belongs_to_the_episode_not_to_its_place():
+    """The same seed draws the same noise in row 0 of 1 and in row 1 of 3."""
+    alone, crowd = Agent(Teller(noise=1.0), 1), Agent(Teller(noise=1.0), 3)
+    alone.restart(np.array([True]), [77])
+    crowd.restart(np.array([True, True, True]), [1, 77, 2])
+    assert float(alone.act(obs(0))[0, 0]) == float(crowd.act(obs(0, 0, 0))[1, 0])
+    other = Agent(Teller(noise=1.0), 1)
+    other.restart(np.array([True]), [78])
+    assert float(other.act(obs(0))[0, 0]) != float(crowd._chunk[1, 0, 0])
+
+
+def test_more_rows_than_the_chunk_has_are_refused():
+    with pytest.raises(UserError, match="at most 6"):
+        Agent(Teller(), 1, n_action_steps=7)
+
+
+class Counter:
+    """Worlds that count: observation t, reward t / 10, success at 5 for even seeds, truncated at 7 for odd ones."""
+
+    def __init__(self, n):
+        self.num_envs = n
+        one = ObsSpace((Stream("t", "state", (1,), ("t",), ("1",)),), 10.0)
+        self.world_spec = type("Spec", (), {"obs": one, "action": ActionSpace(("a",), ("1",), "", 10.0)})()
+        self.t, self.seed = np.zeros(n), np.zeros(n, int)
+        self.actions = []
+
+    def reset(self, seed, options):
+        for i in np.flatnonzero(options["reset_mask"]):
+            self.t[i], self.seed[i] = 0, seed[i]
+        return {"t": self.t[:, None].astype(np.float32)}, {}
+
+    def _done(self):
+        return np.where(self.seed % 2 == 0, self.t >= 5, self.t >= 7)
+
+    def step(self, actions):
+        running = ~self._done()
+        self.t += running
+        success = (self.t >= 5) & (self.seed % 2 == 0)
+        done = self._done()
+        reward = np.where(running, self.t / 10, 0)
+        return (
+            {"t": self.t[:, None].astype(np.float32)},
+            reward,
+            done & success,
+            done & ~success,
+            {"is_success": success},
+        )
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+def test_every_seed_is_played_once_whatever_the_number_of_worlds(n):
+    seeds = [3, 10, 4, 7, 12]
+    played = rollout(Teller(), Counter(n), seeds)
+    assert [p.outcome.seed for p in played] == seeds
+    assert [p.outcome.success for p in played] == [False, True, True, False, True]
+    assert [p.outcome.steps for p in played] == [7, 5, 5, 7, 5]
+    np.testing.assert_allclose([p.outcome.score for p in played], [0.7, 0.5, 0.5, 0.7, 0.5])
+    assert [len(p.actions) for p in played] == [7, 5, 5, 7, 5]
+    for p, first in zip(played, rollout(Teller(), Counter(1), seeds), strict=True):
+        np.testing.assert_array_equal(p.actions, first.actions)

@@ -1,0 +1,306 @@
+"""The report shows the numbers it was given, in one file that needs nothing else and runs nothing."""
+
+import base64
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from polyarm.datasets.info import info
+from polyarm.datasets.store import Store
+from polyarm.eval import charts
+from polyarm.eval.report import duration, headline, write_report
+from polyarm.eval.score import Outcome, summary
+from polyarm.eval.video import write_mp4
+from polyarm.spec import ActionSpace, ObsSpace, Spec, Stream, UserError
+
+VOID = {"meta", "img", "br"}
+HOSTILE = "<script>alert('x')</script>\"&'"
+
+
+class Page(HTMLParser):
+    """A parsed page: every element with its attributes and text; raises where tags do not nest."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.elements, self.open = [], []
+        self.feed(path.read_text())
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag, attrs):
+        names = [name for name, _ in attrs]
+        assert len(set(names)) == len(names), f"an attribute twice in {tag}: {names}"
+        self.elements.append({"tag": tag, "text": "", **dict(attrs)})
+        if tag not in VOID:
+            self.open.append(self.elements[-1])
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append({"tag": tag, "text": "", **dict(attrs)})
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open[-1]["tag"] == tag, f"</{tag}> closes {self.open[-1:]}"
+        self.open.pop()
+
+    def handle_data(self, data):
+        for element in self.open:
+            element["text"] += data
+
+    def all(self, tag, **wanted):
+        wanted = {k.rstrip("_"): v for k, v in wanted.items()}
+        return [e for e in self.elements if e["tag"] == tag and all(e.get(k) == v for k, v in wanted.items())]
+
+    def one(self, tag, **wanted):
+        (found,) = self.all(tag, **wanted)
+        return found
+
+    def facts(self):
+        names, values = self.all("dt"), self.all("dd")
+        return {a["text"]: b["text"] for a, b in zip(names, values, strict=True)}
+
+
+def played(n=100, lost=(17, 42, 77), first=100_000):
+    return [
+        Outcome(first + i, i not in lost, 0.3 if i in lost else 0.96, 300 if i in lost else 90 + i) for i in range(n)
+    ]
+
+
+def result(measure="success", **kwargs):
+    return {
+        "policy": "flow",
+        "task": "pick_place",
+        **summary(played(**kwargs), measure),
+        "network_evaluations": 10,
+        "latency_ms": [10.0, 11.0, 12.0, 13.0, 50.0],
+        "seconds": {"collect": 8.25, "train": 200.0, "evaluate": 3900.0},
+        "versions": {"torch": "2.11.0"},
+        "machine": {"cpu": "a processor", "cores": 2, "gpu": None},
+    }
+
+
+def train_log(rows=200):
+    log = [{"step": 10 * i, "loss": 1 / i, "lr": 1e-4, "samples_per_s": 500.0} for i in range(1, rows + 1)]
+    log += [{"step": 10 * i, "val_loss": 1.5 / i} for i in (rows // 2, rows)]
+    return [*log, {"step": 10 * rows, "success_rate": 0.5, "score": 0.7, "interval": [0.3, 0.7], "n": 20}]
+
+
+@pytest.fixture
+def data_card(tmp_path):
+    """What `info` says of a real store: two episodes of 4 and 6 rows."""
+    obs = ObsSpace((Stream("state", "state", (1,), ("elbow_rad",), ("rad",)),), 10.0)
+    spec = Spec(obs, ActionSpace(("elbow_rad",), ("rad",), "base", 10.0))
+    with Store.create(tmp_path / "demos.zarr", spec) as store:
+        for seed, n in enumerate((4, 6)):
+            column = np.linspace(-1, 3, n, dtype=np.float32)[:, None]
+            store.append({"state": column, "action": np.full_like(column, 0.5), "time_s": np.arange(n) / 10}, seed)
+    return info(tmp_path / "demos.zarr")
+
+
+@pytest.fixture
+def clip(tmp_path):
+    write_mp4(tmp_path / "seed_100017.mp4", [np.full((64, 64, 3), 80, np.uint8)] * 4, 10.0)
+    return tmp_path / "seed_100017.mp4"
+
+
+def test_the_numbers_shown_are_the_numbers_given(tmp_path, data_card, clip):
+    r = result()
+    write_report(
+        tmp_path / "new" / "r.html", title="flow on pick_place", result=r, log=train_log(), data_card=data_card,
+        clips=[(clip, "seed 100017: failure")], config_yaml="policy: flow\n",
+    )  # fmt: skip
+    page = Page(tmp_path / "new" / "r.html")
+    assert page.one("h1")["text"] == "flow on pick_place"
+    assert page.one("div", class_="big")["text"] == "0.97success rate, n = 100"
+    lo, hi = r["interval"]
+    assert (
+        f"97 of 100 fresh seeds solved; the true rate lies between {lo:.2f} and {hi:.2f} with 95 % confidence"
+        in (page.one("section", id="headline")["text"])
+    )
+    left, width, dot = (
+        float(x) for x in re.findall(r"(?:left|width):([\d.]+)%", page.all("b")[0]["style"] + page.all("i")[0]["style"])
+    )
+    assert (left, left + width, dot) == pytest.approx((100 * lo, 100 * hi, 97), abs=0.011)
+    cells = [e["title"] for e in page.all("i") if e.get("title", "").startswith("seed ")]
+    assert len(cells) == 100
+    assert cells[17] == "seed 100017: failed, 300 steps, best score 0.30"
+    assert cells[18] == "seed 100018: solved, 108 steps, best score 0.96"
+    assert page.one("p", id="failed")["text"] == "Failed seeds (3): 100017, 100042, 100077"
+    facts = page.facts()
+    assert facts["plan one chunk"] == "12.0 ms" and facts["network evaluations"] == "10 a chunk"
+    assert facts["torch"] == "2.11.0" and facts["cores"] == "2" and "gpu" not in facts
+    assert facts["training steps"] == "2,000"
+    assert "median 12.0 ms" in page.one("section", id="spread")["text"]
+    assert "95th percentile 42.6 ms" in page.one("section", id="spread")["text"]
+    for words in ("collect 8.2 s", "train 3 min 20 s", "evaluate 1 h 5 min", "together 1 h 8 min"):
+        assert words in page.one("section", id="seconds")["text"]
+    titles = [e["text"] for e in page.all("figcaption")]
+    assert {"Loss", "Success rate while training", "Learning rate", "Throughput", "Episode length"} <= set(titles)
+    assert "success rate 0.5 at step 2,000" in [e["text"] for e in page.all("title")]
+    assert page.one("pre")["text"] == "policy: flow\n"
+
+
+def test_the_data_card_shows_what_info_says(tmp_path, data_card):
+    write_report(tmp_path / "r.html", title="t", result=result(), data_card=data_card)
+    page = Page(tmp_path / "r.html")
+    facts = page.facts()
+    assert facts["episodes"] == "2, 2 solved" and facts["frames"] == "10"
+    assert facts["frames an episode"] == "4 to 6" and facts["rate"] == "10 Hz, measured 10"
+    assert facts["duration"] == "1.0 s" and facts["on disk"].endswith("B")
+    cells = [e["text"] for e in page.all("td")]
+    assert cells[:7] == ["state", "elbow_rad", "rad", "-1", "1", "3", f"{data_card['channels'][0]['std']:.3g}"]
+    assert cells[8:15] == ["action", "elbow_rad", "rad", "0.5", "0.5", "0.5", "0"] and cells[15].strip() == "constant"
+
+
+def test_the_data_card_of_unknown_things(tmp_path, data_card):
+    empty = dict.fromkeys(("length", "rate_hz", "measured_hz", "duration_s", "bytes", "successes"))
+    lost = {**data_card["channels"][0], **dict.fromkeys(("min", "max", "mean", "std")), "not_finite": 7}
+    write_report(tmp_path / "r.html", title="t", result=result(), data_card={**data_card, **empty, "channels": [lost]})
+    page = Page(tmp_path / "r.html")
+    assert not {"rate", "duration", "on disk", "frames an episode"} & page.facts().keys()
+    assert [e["text"].strip() for e in page.all("td")] == ["state", "elbow_rad", "rad", "", "", "", "", "7 not finite"]
+
+
+def test_a_score_is_headed_by_its_mean(tmp_path):
+    r = result("score", n=20, lost=(3,))
+    write_report(tmp_path / "r.html", title="t", result=r)
+    page = Page(tmp_path / "r.html")
+    assert page.one("div", class_="big")["text"] == "0.93mean score, n = 20"
+    assert page.facts()["success rate"] == "0.95"
+    cell = next(e for e in page.all("i") if e.get("title", "").startswith("seed 100003:"))
+    assert cell["class"] == "bad" and cell["style"] == "--h:30.0%"
+
+
+def test_one_file_alone(tmp_path, data_card, clip):
+    write_report(
+        tmp_path / "r.html", title="t", result=result(), log=train_log(), data_card=data_card,
+        clips=[(clip, "a"), (clip, "b")], config_yaml="x: 1",
+    )  # fmt: skip
+    page = Page(tmp_path / "r.html")
+    addresses = [e[k] for e in page.elements for k in ("src", "href", "srcset", "poster", "action") if k in e]
+    assert len(addresses) == 2
+    for address in addresses:
+        head, _, data = address.partition(",")
+        assert head == "data:video/mp4;base64" and base64.b64decode(data, validate=True) == clip.read_bytes()
+    assert not page.all("script") and not page.all("link") and not page.all("iframe")
+    assert "url(" not in page.one("style")["text"] and "@import" not in page.one("style")["text"]
+    policy = page.all("meta")[2]
+    assert policy["http-equiv"] == "Content-Security-Policy" and "default-src 'none'" in policy["content"]
+    for video in page.all("video"):
+        assert {"controls", "loop", "muted"} <= video.keys()
+
+
+def test_missing_parts_are_left_out(tmp_path):
+    bare = {k: v for k, v in result().items() if k in ("measure", "success_rate", "n", "interval", "interval_kind")}
+    write_report(tmp_path / "bare.html", title="t", result=bare, log=[])
+    page = Page(tmp_path / "bare.html")
+    assert [e.get("id") for e in page.all("section")] == ["headline"]
+    assert not page.all("h2") and not page.all("svg") and not page.facts()
+
+
+def test_hostile_names_stay_text(tmp_path, data_card, clip):
+    r = {**result(), "policy": HOSTILE, "task": HOSTILE, "versions": {HOSTILE: HOSTILE}, "seconds": {HOSTILE: 1.0}}
+    card = {**data_card, "channels": [{**data_card["channels"][0], "name": HOSTILE, "unit": HOSTILE}]}
+    write_report(
+        tmp_path / "r.html", title=HOSTILE, result=r, data_card=card, clips=[(clip, HOSTILE)],
+        config_yaml=f"</pre>{HOSTILE}",
+    )  # fmt: skip
+    page = Page(tmp_path / "r.html")
+    assert not page.all("script")
+    assert page.one("h1")["text"] == HOSTILE and page.one("pre")["text"] == f"</pre>{HOSTILE}"
+    assert page.facts()[HOSTILE] == HOSTILE and page.facts()["policy"] == HOSTILE
+    assert [e["text"] for e in page.all("td")][1:3] == [HOSTILE, HOSTILE]
+    assert page.one("i", class_="s0", style="flex:1.0")["title"] == f"{HOSTILE}: 1.0 s"
+    assert HOSTILE in [e["text"] for e in page.all("figcaption")]
+
+
+def test_a_long_run_stays_a_light_page(tmp_path):
+    r = {**result(n=1000), "latency_ms": np.random.default_rng(0).gamma(4, 3, 5000).tolist()}
+    write_report(tmp_path / "r.html", title="t", result=r, log=train_log(20_000))
+    assert (tmp_path / "r.html").stat().st_size < 300_000
+    assert not (tmp_path / "r.html.partial").exists()
+
+
+def test_a_clip_of_unknown_kind_is_refused(tmp_path):
+    (tmp_path / "a.npz").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"a\.npz is no video or picture"):
+        write_report(tmp_path / "r.html", title="t", result=result(), clips=[(tmp_path / "a.npz", "a")])
+
+
+def test_a_sentence_promises_no_more_than_is_known():
+    one = summary([Outcome(0, False, 0.4, 9)], "score")
+    assert "cannot tell" in headline(one).sentence and "lies between" not in headline(one).sentence
+    many = summary(played(n=400, lost=range(7)), "success")
+    assert headline(many).sentence.startswith("393 of 400 fresh seeds solved; the true rate lies between 0.964 and")
+    assert headline(summary(played(n=1, lost=()), "success")).sentence.startswith("1 of 1 fresh seed solved")
+
+
+@given(
+    st.lists(st.floats(0, 1e4, width=32), min_size=2, max_size=200),
+    st.lists(st.floats(0, 1e4, width=32), min_size=1, max_size=200),
+)
+@settings(deadline=None, max_examples=60)
+def test_every_value_is_in_one_bar_of_a_histogram(a, b):
+    chart = charts.histogram("t", "time, s", "things", [("a", "ok", np.array(a)), ("b", "bad", np.array(b))])
+    if chart is None:
+        assert max(*a, *b) == pytest.approx(min(*a, *b), rel=1e-8, abs=0)
+        return
+    for css, values in (("ok", a), ("bad", b)):
+        assert sum(int(hover.split()[0]) for c, *_, hover in chart.bars if c == css) == len(values)
+    count = [int(hover.split()[0]) for *_, hover in chart.bars]
+    assert np.ptp([bar[4] / n for bar, n in zip(chart.bars, count, strict=True)]) < 0.21, "height is count"
+    columns = {bar[1]: 0.0 for bar in chart.bars}
+    for _, x, y, _, h, _ in sorted(chart.bars, key=lambda bar: -bar[2]):
+        assert y + h + columns[x] == pytest.approx(charts.HEIGHT - charts.BOTTOM, abs=0.21), "bars stand on each other"
+        columns[x] += h
+
+
+def test_a_curve_runs_through_its_points():
+    x = np.array([0.0, 50.0, 100.0])
+    chart = charts.lines("t", "step", "y", [charts.Line("a", "ok", x, np.array([0.0, 0.5, 1.0]))], rate=True)
+    floor, roof, left, right = charts.HEIGHT - charts.BOTTOM, charts.TOP, charts.LEFT, charts.WIDTH - charts.RIGHT
+    assert chart.paths == [
+        ("ok", f"M{left:g} {floor:g}L{(left + right) / 2:g} {(floor + roof) / 2:g}L{right:g} {roof:g}")
+    ]
+    assert chart.y_ticks[0] == (floor, "0") and chart.y_ticks[-1] == (roof, "1")
+    # three decades: logarithmic, each as high as the other
+    steep = charts.lines("t", "step", "y", [charts.Line("a", "ok", x, np.array([1.0, 0.03, 0.0009]))])
+    heights = {label: y for y, label in steep.y_ticks}
+    assert set(heights) == {"1", "0.1", "0.01", "0.001"}
+    assert heights["0.1"] - heights["1"] == pytest.approx(heights["0.01"] - heights["0.1"], abs=0.2)
+
+
+@pytest.mark.parametrize(
+    ("y", "ends"), [([0.0, 0.0], {"0", "1"}), ([-2.0, -2.0], {"-2", "0"}), ([5.0, 5.0], {"0", "5"})]
+)
+def test_a_level_curve_has_an_axis(y, ends):
+    chart = charts.lines("t", "step", "y", [charts.Line("a", "ok", np.array([0.0, 1.0]), np.array(y))])
+    assert {chart.y_ticks[0][1], chart.y_ticks[-1][1]} == ends
+
+
+def test_thinning_keeps_every_spike_and_smoothing_the_level():
+    y = np.random.default_rng(0).normal(size=20_000)
+    y[12_345] = 50
+    keep = charts.thin(y)
+    assert len(keep) <= charts.MOST_POINTS and 12_345 in keep and y.argmin() in keep
+    assert np.array_equal(keep, np.sort(keep))
+    assert charts.smooth(np.full(300, 2.5)) == pytest.approx(2.5)
+    ramp = np.arange(300.0)
+    assert charts.smooth(ramp)[20:-20] == pytest.approx(ramp[20:-20]), "no lag"
+    assert charts.smooth(y).std() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.04, "0.0 s"), (59.94, "59.9 s"), (59.96, "1 min 0 s"), (3599.6, "1 h 0 min")]
+)
+def test_durations_carry_over(seconds, words):
+    assert duration(seconds) == words
+
+
+@pytest.mark.parametrize(
+    ("value", "words"), [(20000, "20,000"), (0.05, "0.05"), (6.000000001e-5, "6e-5"), (-1.5, "-1.5"), (0, "0")]
+)
+def test_short_numbers(value, words):
+    assert charts.short(float(value)) == words
