@@ -1,4 +1,4 @@
-"""A `task` node of the configuration: its world, its demonstrations, its expert."""
+"""A `task` node of the configuration: its world and its demonstrations."""
 
 from __future__ import annotations
 
@@ -39,28 +39,6 @@ def world_spec(task: DictConfig) -> Spec:
         return world.unwrapped.world_spec
     finally:
         world.close()
-
-
-def collect_task(config: DictConfig) -> dict[str, Any]:
-    """Fill collect.path with collect.episodes of the task's scripted expert; continues what is there."""
-    from polyarm.collect import collect
-
-    task, c = config.task, config.collect
-    if task.expert is None:
-        raise UserError(
-            f"task {task.name} has no scripted expert: it is trained on recorded demonstrations (task.demos.path)"
-        )
-    if c.episodes < 1:
-        raise UserError(f"collect.episodes={c.episodes}: give at least 1")
-    return collect(
-        task.env_id,
-        world_kwargs(task),
-        task.expert,
-        Path(c.path),
-        c.episodes,
-        c.seed,
-        count_workers(c.workers, c.episodes),
-    )
 
 
 def count_workers(wanted: Any, most: int) -> int:

@@ -57,7 +57,7 @@ def fit(config: DictConfig) -> Path:
         learner.load(torch.load(start / "train_state.pt", map_location="cpu", weights_only=True))
     windows = lambda episodes: Windows(
         demos, spec, episodes, horizon=policy.action_space.horizon, n_obs_steps=policy.n_obs_steps,
-        n_action_steps=policy.n_action_steps, ram_gib=config.data.ram_gib,
+        n_action_steps=policy.n_action_steps, pad_after=_pad_after(config, policy), ram_gib=config.data.ram_gib,
     )  # fmt: skip
     loader = Loader(
         windows(train_episodes), t.batch_size, seed=t.seed, rank=accelerator.process_index,
@@ -174,6 +174,15 @@ def _fit_scales(demos: Demos, config: DictConfig, episodes: Any) -> Spec:
         demos, spec, obs_kind=config.task.obs_scale, action_kind=config.task.action_scale, episodes=episodes,
         constant=config.data.constant,
     )  # fmt: skip
+
+
+def _pad_after(config: DictConfig, policy: Policy) -> int:
+    wanted = config.data.pad_after
+    if wanted == "all":
+        return policy.action_space.horizon - policy.n_obs_steps
+    if not isinstance(wanted, int) or not 0 <= wanted < policy.action_space.horizon:
+        raise UserError(f"data.pad_after={wanted}: give all, or 0 to {policy.action_space.horizon - 1} rows")
+    return wanted
 
 
 def versions() -> dict[str, str]:
