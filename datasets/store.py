@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import shutil
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ from zarr.codecs import BloscCodec
 
 from polyarm.datasets.demos import ACTION, TIME_S, Demos, Rows, checked, dtype_of, no_file, one_length, valid_ends
 from polyarm.datasets.disk import ChunkRows, Disk, fsync, lock_folder
-from polyarm.datasets.field import Field, FieldStore, guess
+from polyarm.datasets.field import guess
 from polyarm.spec import Spec, UserError, unknown
 
 CHUNK_BYTES = 1 << 17
@@ -156,7 +156,7 @@ class Store:
         if self._unlock is not None:
             self._unlock()
 
-    def __enter__(self) -> Store:  # noqa: PYI034  beartype knows no Self in a function
+    def __enter__(self) -> Store:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -211,17 +211,6 @@ def _extend(array: zarr.Array, x: np.ndarray) -> None:
 def _cut(array: zarr.Array, n: int) -> None:
     if array.shape[0] != n:
         array.resize((n, *array.shape[1:]))
-
-
-def open_demos(task: Any, world_spec: Callable[[], Spec]) -> Demos:
-    """The demonstrations of a task's configuration.
-
-    task.demos.path: a store, or a file in the field's layout; then task.demos.fields maps each stream of the world, and
-    "action", to {key, columns} (see `field.Field`), and `world_spec` says what they mean.
-    """
-    if task.demos.fields is None:
-        return Store.open(task.demos.path)
-    return FieldStore(task.demos.path, world_spec(), {n: Field.of(n, f) for n, f in task.demos.fields.items()})
 
 
 def open_path(path: str | Path) -> Demos:

@@ -57,8 +57,7 @@ def rollout(
 
     New episodes start only between chunks, so that all rows plan together: one batched policy pass a chunk.
     """
-    require_obs(policy.obs_space, worlds.world_spec.obs, "the policy", "the world")
-    require_actions(policy.action_space, worlds.world_spec.action, "the policy", "the world")
+    require_world(policy, worlds)
     agent = Agent(policy, worlds.num_envs, n_action_steps, device=device)
     rows = [_Row() for _ in range(worlds.num_envs)]
     waiting = deque(enumerate(seeds))
@@ -82,11 +81,18 @@ def rollout(
     return [found[i] for i in range(len(seeds))]
 
 
+def require_world(policy: Policy, worlds: Worlds) -> None:
+    """Refuse worlds whose observations or actions mean something else."""
+    require_obs(policy.obs_space, worlds.world_spec.obs, "the policy", "the world")
+    require_actions(policy.action_space, worlds.world_spec.action, "the policy", "the world")
+
+
 def _seat(
     waiting: deque[tuple[int, int]], rows: list[_Row], worlds: Worlds, agent: Agent, obs: Any
 ) -> dict[str, np.ndarray]:
     """Give every idle row the next seed; returns the observations of all rows."""
-    mask, seeds = np.zeros(len(rows), bool), [None] * len(rows)
+    mask = np.zeros(len(rows), bool)
+    seeds: list[int | None] = [None] * len(rows)
     for i, row in enumerate(rows):
         if row.index is None and waiting:
             row.begin(*waiting.popleft())

@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from polyarm.config import override, read_yaml
 from polyarm.eval.agent import Agent
 from polyarm.eval.report import write_report
-from polyarm.eval.rollout import Played, Worlds, make_worlds, rollout
+from polyarm.eval.rollout import Played, Worlds, make_worlds, require_world, rollout
 from polyarm.eval.score import Outcome, summary
 from polyarm.eval.video import write_mp4
 from polyarm.log import read_log
@@ -52,6 +52,7 @@ def evaluate(source: Path, overrides: Sequence[str], seconds: dict[str, float] |
     seeds = list(range(e.seed, e.seed + e.episodes))
     worlds = make_worlds(config, min(e.n_envs, len(seeds)))
     try:
+        require_world(policy, worlds)
         _require_versions(checkpoint.read_spec(folder), worlds.world_spec, e.allow_other_versions)
         with Bar(f"evaluate {config.policy.name} on {config.task.name}", len(seeds)) as bar:
             show = lambda done: bar.at(len(done), _running(done, config.task.measure))
@@ -87,7 +88,8 @@ def write(out: Path, result: dict[str, Any], played: list[Played], config: DictC
     from polyarm.datasets.info import info
 
     out.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(out / "episodes.npz", **{f"seed_{p.outcome.seed}": p.actions for p in played})
+    actions: dict[str, Any] = {f"seed_{p.outcome.seed}": p.actions for p in played}
+    np.savez_compressed(out / "episodes.npz", **actions)
     clips = film(config, choose(played, config.eval.videos), out / "clips")
     run = folder.parent.parent
     demos = Path(config.task.demos.path)
@@ -154,7 +156,7 @@ def time_chunks(
         count += 1
         return denoise(*arguments)
 
-    policy.denoise = counted  # type: ignore[method-assign]
+    policy.denoise = counted  # type: ignore[assignment, method-assign]
     try:
         for _ in range(n + 1):
             agent.act({name: x[:1] for name, x in obs.items()})

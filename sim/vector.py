@@ -18,13 +18,16 @@ from polyarm.sim.world import find
 from polyarm.spec import Spec, UserError
 
 # A worker is a fresh interpreter and not a fork (forks of a process with threads or an OpenGL context hang) and not
-# multiprocessing's spawn (which imports the caller's main module again, and with it often torch).
+# multiprocessing's spawn (which imports the caller's main module again, and with it often torch). It leaves without
+# the interpreter's tidying, which would take longer than all else and frees nothing the kernel does not.
 BOOT = """
-import signal, sys
+import os, signal, sys
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 sys.path[:] = sys.argv[2:]
 from polyarm.sim.shard import serve
 serve(int(sys.argv[1]))
+sys.stdout.flush(), sys.stderr.flush()
+os._exit(0)
 """
 
 

@@ -56,7 +56,7 @@ def find(env_id: str) -> EnvSpec:
         raise unknown("world", env_id, gym.registry) from error
 
 
-def make_world(env_id: str, kwargs: Mapping[str, Any]) -> gym.Env:
+def make_world(env_id: str, kwargs: Mapping[str, Any]) -> Any:
     """One world, by its registered name and constructor arguments."""
     return gym.make(find(env_id), **kwargs)
 

@@ -19,6 +19,8 @@ class Command:
     summary: str
     usage: str
     details: str = ""
+    groups: tuple[str, ...] = ()
+    """Config groups whose files are listed as choices."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise unknown("command", name, COMMANDS)
         command = COMMANDS[name]
         if any(w in ("-h", "--help") for w in rest):
-            print(f"usage: polyarm {command.usage}\n\n{command.summary}.\n\n{command.details}".rstrip())
+            details = "\n".join(filter(None, [command.details, *map(_choices, command.groups)]))
+            print(f"usage: polyarm {command.usage}\n\n{command.summary}.\n\n{details}".rstrip())
             return 0
         found = command.run(rest)
         if as_json and found is not None:
@@ -62,6 +65,11 @@ def _help() -> str:
         "`polyarm COMMAND --help` says what it takes. Settings are hydra overrides, such as policy=diffusion train.steps=2000.\n"
         "Exit codes: 0 done, 2 bad input, 130 interrupted."
     )
+
+
+def _choices(group: str) -> str:
+    names = sorted(file.stem for file in (Path(__file__).parent / "configs" / group).glob("*.yaml"))
+    return f"{group:<11} {', '.join(names)}"
 
 
 def _train(words: list[str]) -> Any:
@@ -107,8 +115,8 @@ def _eval(words: list[str]) -> Any:
 
 
 def _collect(words: list[str]) -> Any:
-    from polyarm.config import compose
     from polyarm.collect import collect_task
+    from polyarm.config import compose
 
     return collect_task(compose(_settings(words, "collect")))
 
@@ -166,14 +174,15 @@ COMMANDS = {
         _collect, "Play a task's scripted expert into a demonstration store", "collect [task=NAME] [collect.episodes=N ...]",
         "collect.path      the store; one that exists is continued\n"
         "collect.episodes  successful episodes in all\ncollect.seed      of the first episode\ncollect.workers   processes\n"
-        "task.env_kwargs   such as '{cameras: [front, wrist]}' to record images",
+        "task.env_kwargs.cameras=[front,wrist]   records images too\n",
+        ("task",),
     ),
     "train": Command(
         _train, "Train a policy from demonstrations; the same command resumes",
         "train [experiment=NAME] [policy=NAME] [task=NAME] [train.steps=N] [output_dir=DIR] [key=value ...] [--multirun]",
-        "policy      diffusion, flow\ntask        pick_place, pusht_state, pusht_image\nbody        mlp, unet, unet_large, transformer\n"
-        "experiment  pusht_state_cpu, pusht_state, pusht_image: whole settings\n"
-        "All settings with their meaning: configs/polyarm.yaml. With --multirun, comma-separated values are swept by hydra.",
+        "All settings with their meaning: configs/polyarm.yaml. With --multirun, comma-separated values are swept by hydra.\n"
+        "An experiment is a whole set of settings; the others are choices in it:\n",
+        ("experiment", "policy", "task", "body", "encoder", "sampler"),
     ),
     "eval": Command(
         _eval, "Judge a trained policy on fresh seeds, with an interval, clips and a report",

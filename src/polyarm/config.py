@@ -131,7 +131,11 @@ def explain(error: Exception, overrides: Sequence[str] = ()) -> UserError:
     text = str(error)
     if group := re.search(r"Could not find '([\w/]+)/([^']*)'", text):
         return unknown(group[1].partition("@")[0], group[2], options(group[1].partition("@")[0]))
-    if key := re.search(r"Could not override '([^']+)'", text) or re.search(r"Key '([^']+)' is not in struct", text):
+    if (
+        key := re.search(r"full_key: (\S+)", text)
+        or re.search(r"Could not override '([^']+)'", text)
+        or re.search(r"Key '([^']+)' is not in struct", text)
+    ):
         return unknown("setting", key[1], [*keys(_root(), key[1]), *groups()])
     if missing := re.search(r"Missing mandatory value: (\S+)", text):
         return UserError(f"{missing[1]} has no value: give it as {missing[1]}=...")

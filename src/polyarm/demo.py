@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from polyarm.config import compose
 from polyarm.collect import collect_task
+from polyarm.config import compose
 
 
 def demo(overrides: Sequence[str]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from polyarm.policies.policy import Policy, State, clip_loss
+from polyarm.policies.policy import State, clip_loss
 from polyarm.spec import Clip
 
 
@@ -17,7 +17,7 @@ from polyarm.spec import Clip
 class Learner:
     """Everything that changes while training; `state` and `load` make resuming exact."""
 
-    policy: Policy
+    policy: Any  # a policies.policy.Trained that is an nn.Module
     module: nn.Module
     optimizer: torch.optim.Optimizer
     schedule: Any
@@ -108,7 +108,7 @@ class Averaged:
     def __init__(self, policy: Any, ema: Any):
         self.policy, self.ema = policy, ema
 
-    def __enter__(self) -> Policy:
+    def __enter__(self) -> Any:
         self.ema.store(self.policy.parameters())
         self.ema.copy_to(self.policy.parameters())
         return self.policy.eval()
@@ -120,7 +120,7 @@ class Averaged:
 
 def parameter_groups(policy: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Weight decay on everything, except what a body names in `decay_groups() -> (decay, no decay)`."""
-    exempt = {id(p) for m in policy.modules() if hasattr(m, "decay_groups") for p in m.decay_groups()[1]}
+    exempt = {id(p) for m in policy.modules() if hasattr(m, "decay_groups") for p in m.decay_groups()[1]}  # type: ignore[operator]
     decay = [p for p in policy.parameters() if id(p) not in exempt]
     keep = [p for p in policy.parameters() if id(p) in exempt]
     groups = [{"params": decay, "weight_decay": weight_decay}]

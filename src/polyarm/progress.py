@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any, Self
+from typing import Any
 
 
 class Bar:
@@ -15,7 +15,7 @@ class Bar:
         self.first, self.last_line, self.began = done, -1, time.perf_counter()
         self.bar: Any = None
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Bar:
         if self.show and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

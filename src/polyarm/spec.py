@@ -1,4 +1,5 @@
-"""What passes between floors: spaces, scales and batches. Free of torch, so that drivers and `--help` can import it.
+"""What passes between floors: spaces, scales and batches. Free of torch and numpy, so that
+drivers and `--help` can import it.
 
 One table of letters for every shape in the project:
 
@@ -17,11 +18,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
 from functools import lru_cache
+from math import isfinite
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-import numpy as np
-
 if TYPE_CHECKING:
+    import numpy as np
     import torch
 
 Array = TypeVar("Array")
@@ -61,7 +62,7 @@ class Scale:
         bad = [
             i
             for i, (g, o) in enumerate(zip(self.gain, self.offset, strict=True))
-            if not (np.isfinite([g, o]).all() and g)
+            if not (isfinite(g) and isfinite(o) and g)
         ]
         if bad:
             raise UserError(
@@ -89,13 +90,15 @@ class Scale:
 
 
 def _constants(scale: Scale, like: Any) -> Any:
-    if isinstance(like, np.ndarray):
-        return _numpy_constants(scale, like.dtype.str)
-    return _torch_constants(scale, like.device, like.dtype)
+    if hasattr(like, "device") and type(like).__module__.startswith("torch"):
+        return _torch_constants(scale, like.device, like.dtype)
+    return _numpy_constants(scale, like.dtype.str)
 
 
 @lru_cache(maxsize=256)
 def _numpy_constants(scale: Scale, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    import numpy as np
+
     kind = np.dtype(dtype) if np.dtype(dtype).kind == "f" else np.dtype("f4")
     return np.asarray(scale.gain, kind), np.asarray(scale.offset, kind)
 
@@ -278,9 +281,10 @@ class Spec:
     def to_json(self) -> dict[str, Any]:
         """Plain data. Scales carry their hash, so that an edit by hand is noticed."""
         data = asdict(self)
-        for part, space in ((data["action"], self.action), *zip(data["obs"]["streams"], self.obs.streams, strict=True)):
-            if space.scale is not None:
-                part["scale"]["hash"] = space.scale.hash
+        scales = [self.action.scale, *(stream.scale for stream in self.obs.streams)]
+        for part, scale in zip([data["action"], *data["obs"]["streams"]], scales, strict=True):
+            if scale is not None:
+                part["scale"]["hash"] = scale.hash
         return data
 
     @classmethod

@@ -57,7 +57,7 @@ def fit(config: DictConfig) -> Path:
         learner.load(torch.load(start / "train_state.pt", map_location="cpu", weights_only=True))
     windows = lambda episodes: Windows(
         demos, spec, episodes, horizon=policy.action_space.horizon, n_obs_steps=policy.n_obs_steps,
-        n_action_steps=policy.n_action_steps, pad_after=_pad_after(config, policy), ram_gib=config.data.ram_gib,
+        n_action_steps=policy.n_action_steps, pad_after=_pad_after(config, policy), ram_gib=float(config.data.ram_gib),
     )  # fmt: skip
     loader = Loader(
         windows(train_episodes), t.batch_size, seed=t.seed, rank=accelerator.process_index,
@@ -222,7 +222,7 @@ def _begin(run: Path, config: DictConfig, main: bool) -> Path | None:
     return None
 
 
-def _flat(config: DictConfig, prefix: str = "") -> dict[str, Any]:
+def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
     out: dict[str, Any] = {}
     for key, value in (OmegaConf.to_container(config) if isinstance(config, DictConfig) else config).items():
         if isinstance(value, dict):

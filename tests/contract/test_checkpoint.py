@@ -1,6 +1,7 @@
 """A checkpoint rebuilds its policy alone, and refuses what does not fit. Mutation: drop a check in `checkpoint.load`."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from polyarm.config import build, compose, read_yaml
 from polyarm.policies import checkpoint
 from polyarm.policies.policy import chunk
-from polyarm.spec import ActionSpace, ObsSpace, Scale, Spec, Stream, UserError, require_actions, require_obs
+from polyarm.spec import SCHEMA, ActionSpace, ObsSpace, Scale, Spec, Stream, UserError, require_actions, require_obs
 
 OBS = ObsSpace(
     (Stream("arm", "state", (2,), ("a", "b"), ("rad", "rad"), "joint", Scale((1.0, 2.0), (0.0, 0.5))),), 20.0
@@ -143,3 +144,14 @@ def test_own_configuration_is_whole(saved):
     config = read_yaml(folder / "config.yaml")
     assert {"policy", "task", "data", "train", "eval"} <= set(config)
     assert "${" not in (folder / "config.yaml").read_text()
+
+
+def test_a_spec_written_by_schema_1_is_read_for_ever():
+    """The golden file: a change of the format brings a migration that still reads this one."""
+    data = json.loads((Path(__file__).parent.parent / "golden" / "spec_schema_1.json").read_text())
+    spec = Spec.from_json(data)
+    arm, front = spec.obs.streams
+    assert arm == Stream("arm", "state", (2,), ("a", "b"), ("rad", "m"), "joint", Scale((2.0, 0.5), (0.25, -1.0)))
+    assert front.shape == (96, 96, 3) and spec.obs.rate_hz == 20.0
+    assert spec.action == ActionSpace(("x", "y"), ("m", "m"), "base", 20.0, 16, scale=Scale((4.0, 3.0), (0.0, 0.5)))
+    assert spec.versions == {"env": "World-v1", "mujoco": "3.8.1"} and spec.to_json() == data | {"schema": SCHEMA}
