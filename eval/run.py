@@ -24,6 +24,7 @@ from polyarm.eval.score import Outcome, summary
 from polyarm.eval.video import write_mp4
 from polyarm.log import read_log
 from polyarm.policies import checkpoint
+from polyarm.policies.mixture import Mixture
 from polyarm.policies.policy import Policy
 from polyarm.progress import Bar
 from polyarm.spec import Spec, UserError
@@ -32,38 +33,55 @@ from polyarm.task import open_demos, world_kwargs
 HEADLINE = {"success": "success_rate", "score": "score"}
 
 
-def evaluate(source: Path, overrides: Sequence[str], seconds: dict[str, float] | None = None) -> dict[str, Any]:
-    """Judge a checkpoint; returns what result.json holds.
+def evaluate(
+    sources: Sequence[Path],
+    overrides: Sequence[str],
+    weights: Sequence[float] = (1.0,),
+    seconds: dict[str, float] | None = None,
+) -> dict[str, Any]:
+    """Judge a checkpoint, or a mixture of several; returns what result.json holds.
 
-    `source`: a training run or checkpoint; `overrides`: settings over its own, `output_dir` for the results (default:
-    eval/ in the run). `seconds`: of stages before this one, for the report.
+    `sources`: training runs or checkpoints, the first of which names the task; `overrides`: settings over the first one's
+    own, `output_dir` for the results (default: eval/ in the first run, eval_mixture/ for a mixture); `weights`: one a source.
+    `seconds`: of stages before this one, for the report.
     """
     began = time.perf_counter()
-    folder = checkpoint.find(source)
+    folders = [checkpoint.find(source) for source in sources]
+    folder = folders[0]
     own = read_yaml(folder / "config.yaml")
-    own.output_dir = str(default_output(folder))
+    own.output_dir = str(default_output(folder, len(folders)))
     config = override(own, overrides)
     e = config.eval
     if e.episodes < 1:
         raise UserError(f"eval.episodes={e.episodes}: give at least 1")
     torch.set_num_threads(int(e.threads))
     device = pick_device(e.device)
-    policy = checkpoint.load(folder, config, device)
+    policy: Policy = checkpoint.load(folder, config, device)
+    if len(folders) > 1:
+        parts = [policy, *(checkpoint.load(f, device=device) for f in folders[1:])]
+        policy = Mixture(
+            parts, [float(w) for w in weights], policy.sampler if "sampler" in " ".join(overrides) else None
+        )
     seeds = list(range(e.seed, e.seed + e.episodes))
     worlds = make_worlds(config, min(e.n_envs, len(seeds)))
     try:
         require_world(policy, worlds)
         _require_versions(checkpoint.read_spec(folder), worlds.world_spec, e.allow_other_versions)
-        with Bar(f"evaluate {config.policy.name} on {config.task.name}", len(seeds)) as bar:
+        with Bar(f"evaluate {policy.name} on {config.task.name}", len(seeds)) as bar:
             show = lambda done: bar.at(len(done), _running(done, config.task.measure))
             played = rollout(policy, worlds, seeds, e.n_action_steps, device, show)
         latency, evaluations = time_chunks(policy, worlds, seeds[0], device)
     finally:
         worlds.close()
     result = {
-        "policy": config.policy.name,
+        "policy": policy.name,
         "task": config.task.name,
         "checkpoint": os.path.relpath(folder, config.output_dir),
+        **(
+            {"parts": [os.path.relpath(f, config.output_dir) for f in folders], "weights": list(weights)}
+            if len(folders) > 1
+            else {}
+        ),
         **summary([p.outcome for p in played], config.task.measure),
         "n_action_steps": e.n_action_steps or policy.n_action_steps,
         "network_evaluations": evaluations,
@@ -97,7 +115,7 @@ def write(out: Path, result: dict[str, Any], played: list[Played], config: DictC
     work.write_text(json.dumps(result, indent=1))
     work.replace(out / "result.json")
     write_report(
-        out / "report.html", title=f"{config.policy.name} on {config.task.name}", result=result,
+        out / "report.html", title=f"{result['policy']} on {config.task.name}", result=result,
         log=read_log(run / "log.jsonl") or None,
         data_card=info(open_demos(config.task)) if demos.exists() else None,
         clips=clips, config_yaml=(folder / "config.yaml").read_text(),
@@ -165,8 +183,9 @@ def time_chunks(
     return [round(1000 * s, 3) for s in agent.seconds[1:]], count // (n + 1)
 
 
-def default_output(folder: Path) -> Path:
-    return folder.parent.parent / "eval" if folder.parent.name == "checkpoints" else folder / "eval"
+def default_output(folder: Path, parts: int) -> Path:
+    run = folder.parent.parent if folder.parent.name == "checkpoints" else folder
+    return run / ("eval" if parts == 1 else "eval_mixture")
 
 
 def pick_device(name: str) -> torch.device:

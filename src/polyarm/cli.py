@@ -110,8 +110,35 @@ def _sweep(words: list[str]) -> Any:
 def _eval(words: list[str]) -> Any:
     from polyarm.eval.run import evaluate
 
-    source, settings = _place(words, "eval", "the output_dir of a training run, or a checkpoint")
-    return evaluate(source, settings)
+    sources, weights, settings = _parts(words)
+    return evaluate(sources, settings, weights)
+
+
+def _parts(words: list[str]) -> tuple[list[Path], list[float], list[str]]:
+    """RUN ... [--weights W ...] [key=value ...]"""
+    sources, weights, settings, weighing = [], [], [], False
+    for word in words:
+        if word == "--weights":
+            weighing = True
+        elif "=" in word:
+            settings.append(word)
+        elif weighing:
+            try:
+                weights.append(float(word))
+            except ValueError:
+                raise UserError(f"weight {word!r} is no number: give one a policy, such as --weights 0.4 0.6") from None
+        elif word.startswith("--"):
+            raise UserError(f"polyarm eval knows --weights and --json, not {word!r}: see `polyarm eval --help`")
+        else:
+            sources.append(Path(word))
+    if not sources:
+        raise UserError(
+            "polyarm eval needs the output_dir of a training run, or a checkpoint, as its first word: polyarm eval PATH"
+        )
+    weights = weights or [1 / len(sources)] * len(sources)
+    if len(weights) != len(sources):
+        raise UserError(f"{len(weights)} weights for {len(sources)} policies: give one a policy")
+    return sources, weights, settings
 
 
 def _collect(words: list[str]) -> Any:
@@ -186,8 +213,9 @@ COMMANDS = {
     ),
     "eval": Command(
         _eval, "Judge a trained policy on fresh seeds, with an interval, clips and a report",
-        "eval DIR [eval.episodes=N] [eval.seed=S] [output_dir=DIR] [key=value ...]",
+        "eval DIR [DIR ... --weights W W ...] [eval.episodes=N] [eval.seed=S] [output_dir=DIR] [key=value ...]",
         "DIR is the output_dir of a training run, or one of its checkpoints. Results: result.json, report.html, clips/.\n"
+        "Several are mixed while they denoise, with weights that sum to one (default: equal).\n"
         "policy.sampler.angles.steps=N changes the denoising steps, eval.n_action_steps=N the rows executed of each chunk.",
     ),
     "data": Command(_data, "Look at demonstrations", "data info PATH [--json]"),

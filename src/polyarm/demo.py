@@ -39,4 +39,4 @@ def demo(overrides: Sequence[str]) -> dict[str, Any]:
 
     from polyarm.eval.run import evaluate
 
-    return evaluate(run, [f"output_dir={out}"], seconds)
+    return evaluate([run], [f"output_dir={out}"], seconds=seconds)

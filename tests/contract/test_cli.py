@@ -51,6 +51,9 @@ def test_help_lists_every_choice(capsys):
         (["train", "task.demos.path=nowhere.zarr"], ["nowhere.zarr", "polyarm collect"]),
         (["train", "train.lr=[1"], ["train.lr=[1"]),
         (["eval"], ["first word"]),
+        (["eval", "a", "b", "--weights", "1"], ["1 weights for 2 policies"]),
+        (["eval", "a", "--weights", "x"], ["'x'", "0.4"]),
+        (["eval", "a", "--wieghts", "1"], ["--weights", "'--wieghts'"]),
         (["eval", "no/such/run"], ["no/such/run", "does not exist"]),
         (["collect", "task=pusht_state"], ["pusht_state", "expert"]),
         (["collect", "collect.episodes=0"], ["episodes=0"]),
@@ -145,6 +148,21 @@ def test_the_same_seeds_give_the_same_episodes(run, tmp_path):
     for key in a.files:
         np.testing.assert_array_equal(a[key], b[key])
         np.testing.assert_array_equal(a[key], c[key])
+
+
+def test_a_mixture_of_one_and_nothing_plays_as_the_one(run, tmp_path):
+    """`polyarm eval A B --weights 1 0` is A to the bit; equal parts of two policies are neither."""
+    other = run.parent / "other"
+    polyarm("train", "policy=diffusion", f"task.demos.path={run.parent}/demos.zarr", f"output_dir={other}", *SMALL)
+    play = ("eval.episodes=2", "eval.n_envs=2", "eval.workers=0", "eval.videos=0")
+    polyarm("eval", str(run), *play, f"output_dir={tmp_path}/alone")
+    polyarm("eval", str(run), str(other), "--weights", "1", "0", *play, f"output_dir={tmp_path}/one")
+    polyarm("eval", str(run), str(other), *play, f"output_dir={tmp_path}/mixed")
+    alone, one, mixed = (np.load(tmp_path / n / "episodes.npz") for n in ("alone", "one", "mixed"))
+    assert all(np.array_equal(alone[k], one[k]) for k in alone.files)
+    assert not all(np.array_equal(alone[k], mixed[k]) for k in alone.files)
+    result = json.loads((tmp_path / "mixed" / "result.json").read_text())
+    assert result["policy"] == "flow + diffusion" and result["weights"] == [0.5, 0.5] and len(result["parts"]) == 2
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,9 @@ def test_an_error_in_a_worker_arrives_and_what_came_before_is_kept(toy, tmp_path
 
 
 def start(tmp_path, episodes):
+    # a test run started in the background ignores Ctrl-C, and its children would too
     code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         f"from polyarm.collect import collect; collect('toy_world:Toy-v0', {{}}, 'toy_world.Expert', "
         f"{str(tmp_path / 'demos.zarr')!r}, {episodes}, workers=2)"
     )

@@ -1,0 +1,103 @@
+"""General policy composition: several trained policies, mixed while they denoise, are one policy.
+
+Cao et al., "Compose Your Policies!" (arXiv 2510.01068, algorithm 1). All parts see the same noisy chunk at the same noise
+angle; their clean actions are mixed with weights that sum to one, and one sampler walks one grid. Read as clean actions at
+equal angle, diffusion, flow and energy policies mix without conversion (see `generate.compose`). The chunk is clipped once,
+after mixing.
+
+Carried between chunks: what each part carries. A part with weight 0 is not asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from polyarm.policies.generate.compose import Weights, mix
+from polyarm.policies.generate.sample import Sampler
+from polyarm.policies.policy import Obs, Policy, State, require_scale
+from polyarm.spec import ObsSpace, Stream, UserError, require_actions
+
+
+class Mixture:
+    """`policies` with one action space and scale; `weights`: one number a part that sum to one, or a function of the angle.
+
+    The sampler is the heaviest part's unless one is given, so that weight 1 is that part to the bit. A part sees its own
+    streams and its own number of observation steps; the mixture asks for all of them.
+    """
+
+    def __init__(self, policies: Sequence[Policy], weights: Weights, sampler: Sampler | None = None):
+        first = policies[0]
+        for other in policies[1:]:
+            _require_alike(first, other)
+        self.parts = tuple(policies)
+        self._widths = [len(p.start(1)) for p in policies]
+        self._mixed = mix([p.denoise for p in policies], weights)  # checks the weights
+        self._asked, heaviest = list(range(len(policies))), first
+        if not callable(weights):
+            totals = [float(torch.as_tensor(w, dtype=torch.float64).mean()) for w in weights]
+            heaviest = policies[totals.index(max(totals))]
+            self._asked = [i for i, w in enumerate(weights) if bool(torch.as_tensor(w).any())]
+            self._mixed = mix([policies[i].denoise for i in self._asked], [weights[i] for i in self._asked])
+        self.name = " + ".join(p.name for p in policies)
+        self.obs_space = _union([p.obs_space for p in policies])
+        self.action_space = first.action_space
+        self.n_obs_steps = max(p.n_obs_steps for p in policies)
+        self.n_action_steps = min(p.n_action_steps for p in policies)
+        self.sampler = sampler or heaviest.sampler
+
+    def start(self, b: int) -> State:
+        return tuple(x for part in self.parts for x in part.start(b))
+
+    def encode(self, obs: Obs, state: State, generator: torch.Generator | None = None) -> tuple[tuple[Any, ...], State]:
+        conds: list[Any] = []
+        after: list[Tensor] = []
+        at = 0
+        for part, width in zip(self.parts, self._widths, strict=True):
+            own = {name: obs[name][:, -part.n_obs_steps :] for name in part.obs_space.names}
+            cond, new = part.encode(own, state[at : at + width], generator)
+            conds.append(cond)
+            after += new
+            at += width
+        return tuple(conds[i] for i in self._asked), tuple(after)
+
+    def denoise(self, x: Tensor, phi: Tensor, cond: tuple[Any, ...]) -> Tensor:
+        return self._mixed(x, phi, cond)
+
+
+def _require_alike(first: Policy, other: Policy) -> None:
+    """Refuse parts whose chunks mean different things, naming what differs first and the remedy."""
+    a, b = first.action_space, other.action_space
+    mine, theirs = f"policy {first.name}", f"policy {other.name}"
+    require_actions(a, b, mine, theirs)
+    if a.horizon != b.horizon or first.n_obs_steps != other.n_obs_steps:
+        raise UserError(
+            f"{mine} has horizon {a.horizon} and n_obs_steps {first.n_obs_steps}, {theirs} {b.horizon} and {other.n_obs_steps}: "
+            "their chunks start at other times; train them with the same"
+        )
+    s, t = require_scale(a), require_scale(b)
+    for i, name in enumerate(a.names):
+        if (s.gain[i], s.offset[i]) != (t.gain[i], t.offset[i]):
+            raise UserError(
+                f"action channel {name!r} is scaled by {s.gain[i]:g} and {s.offset[i]:g} in {mine}, by {t.gain[i]:g} and "
+                f"{t.offset[i]:g} in {theirs}: train both on the same demonstrations with the same task.action_scale and data.seed"
+            )
+
+
+def _union(spaces: Sequence[ObsSpace]) -> ObsSpace:
+    """All streams of all parts; one that several name must be the same thing in each."""
+    streams: dict[str, Stream] = {}
+    for space in spaces:
+        if space.rate_hz != spaces[0].rate_hz:
+            raise UserError(f"parts observe at {spaces[0].rate_hz:g} and {space.rate_hz:g} Hz: train them at one rate")
+        for stream in space.streams:
+            known = streams.setdefault(stream.name, stream)
+            if replace(known, scale=None) != replace(stream, scale=None):
+                raise UserError(
+                    f"observation stream {stream.name!r} differs between the parts: train them on the same task"
+                )
+    return ObsSpace(tuple(streams.values()), spaces[0].rate_hz)
