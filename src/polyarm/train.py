@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from polyarm import __version__
 from polyarm.config import build, read_yaml, write_yaml
+from polyarm.datasets.chains import ChainLoader
 from polyarm.datasets.demos import Demos
 from polyarm.datasets.scale import fit_spec
 from polyarm.datasets.windows import Loader, Windows, split_episodes
@@ -55,15 +56,10 @@ def fit(config: DictConfig) -> Path:
     learner = Learner.create(policy, config, accelerator)
     if start is not None:
         learner.load(torch.load(start / "train_state.pt", map_location="cpu", weights_only=True))
-    windows = lambda episodes: Windows(
-        demos, spec, episodes, horizon=policy.action_space.horizon, n_obs_steps=policy.n_obs_steps,
-        n_action_steps=policy.n_action_steps, pad_after=_pad_after(config, policy), ram_gib=float(config.data.ram_gib),
-    )  # fmt: skip
-    loader = Loader(
-        windows(train_episodes), t.batch_size, seed=t.seed, rank=accelerator.process_index,
-        world=accelerator.num_processes, start_step=learner.step, num_workers=config.data.num_workers,
-    )  # fmt: skip
-    held_out = Loader(windows(val_episodes), t.batch_size, seed=t.seed, partial=True) if len(val_episodes) else None
+    loader = _loader(config, policy, demos, spec, train_episodes, learner)
+    held_out = None
+    if len(val_episodes):
+        held_out = Loader(_windows(config, policy, demos, spec, val_episodes), t.batch_size, seed=t.seed, partial=True)
     _loop(learner, iter(loader), held_out, config, spec, run)
     return run
 
@@ -104,6 +100,27 @@ def _loop(
                 total, count, since = torch.zeros((), device=device), 0, time.perf_counter()
     if log is not None:
         log.close()
+
+
+def _windows(config: DictConfig, policy: Any, demos: Demos, spec: Spec, episodes: Any) -> Windows:
+    return Windows(
+        demos, spec, episodes, horizon=policy.action_space.horizon, n_obs_steps=policy.n_obs_steps,
+        n_action_steps=policy.n_action_steps, pad_after=_pad_after(config, policy), ram_gib=float(config.data.ram_gib),
+    )  # fmt: skip
+
+
+def _loader(
+    config: DictConfig, policy: Any, demos: Demos, spec: Spec, episodes: Any, learner: Learner
+) -> Loader | ChainLoader:
+    """Batches of windows in any order; of consecutive ones for a policy with memory, which says how many it learns through."""
+    windows, t = _windows(config, policy, demos, spec, episodes), config.train
+    shared: dict[str, Any] = {
+        "seed": t.seed, "rank": learner.accelerator.process_index, "world": learner.accelerator.num_processes,
+        "start_step": learner.step, "num_workers": config.data.num_workers,
+    }  # fmt: skip
+    if hasattr(policy, "n_chunks"):
+        return ChainLoader(windows, t.batch_size, k=policy.n_chunks, interval=policy.reset_interval, **shared)
+    return Loader(windows, t.batch_size, **shared)
 
 
 @torch.no_grad()
