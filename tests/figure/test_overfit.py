@@ -23,7 +23,7 @@ SLOW = pytest.mark.slow  # a noise or velocity target is learnt several times sl
     [
         (2500, ["policy=flow"]),
         pytest.param(12_000, ["policy=flow", "policy.form.predict=velocity"], marks=SLOW),
-        pytest.param(12_000, ["policy=diffusion"], marks=SLOW),
+        pytest.param(12_000, ["policy=diffusion", "policy.form.predict=noise"], marks=SLOW),
     ],
 )
 def test_overfits_one_episode(pusht_zarr, tmp_path, steps, words):
