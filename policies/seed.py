@@ -30,7 +30,7 @@ class SeedPolicy(nn.Module):
     """`encoder(obs_space)`, `memory(width=)` and `body(action_dim=, horizon=, n_obs_steps=, cond_dim=)` are built here, so
     that yaml names only their sizes. Features become tokens of `token_width` through one hidden layer of `hidden` and a
     norm. Training takes `n_chunks` windows a clip and forgets after `reset_interval` of them. `frozen` never trains the
-    memory, as the released transformer variant does not.
+    memory, as the released transformer variant does not; `forget` acts and trains as if every chunk were the first.
     """
 
     def __init__(
@@ -52,6 +52,7 @@ class SeedPolicy(nn.Module):
         n_chunks: int,
         reset_interval: int,
         frozen: bool,
+        forget: bool = False,
     ):
         super().__init__()
         require_chunk(horizon, n_obs_steps, n_action_steps)
@@ -59,7 +60,7 @@ class SeedPolicy(nn.Module):
         self.obs_space = obs_space
         self.action_space = replace(action_space, horizon=horizon)
         self.n_obs_steps, self.n_action_steps = n_obs_steps, n_action_steps
-        self.n_chunks, self.reset_interval = n_chunks, reset_interval
+        self.n_chunks, self.reset_interval, self.forget = n_chunks, reset_interval, forget
         self.form, self.sampler = form, sampler
         self.encoder = encoder(obs_space)
         self.token = nn.Sequential(
@@ -77,7 +78,7 @@ class SeedPolicy(nn.Module):
         self, obs: Obs, state: State, generator: torch.Generator | None = None
     ) -> tuple[Float[Tensor, "b o c"], State]:
         """What is seen, enriched by the state before it; and the state after it."""
-        content, fresh = state
+        content, fresh = self.start(len(state[1])) if self.forget else state
         enriched, content = self.memory(content, fresh, self.token(self.encoder(obs, generator)))
         return enriched, (content, torch.zeros_like(fresh))
 

@@ -379,3 +379,14 @@ def test_without_memory_training_cannot_do_better_than_chance(recall_demos):
     """Reset before every chunk, in training and acting: 0.148 is the best, 0.28 four standard deviations above it.
     Mutation: a clock or a flag in Recall's observations."""
     assert success(trained(recall_demos, "policy.reset_interval=1"), forgets=True) <= 0.28
+
+
+def test_forgetting_makes_every_chunk_the_first():
+    """Mutation: let `forget` keep the incoming state."""
+    policy = make().eval()
+    obs = {n: torch.randn(3, policy.n_obs_steps, *policy.obs_space[n].shape) for n in policy.obs_space.names}
+    first, later = policy.encode(obs, policy.start(3))
+    remembered, _ = policy.encode(obs, later)
+    policy.forget = True
+    forgotten, _ = policy.encode(obs, later)
+    assert torch.equal(forgotten, first) and not torch.equal(remembered, first)
