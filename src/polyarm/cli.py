@@ -90,7 +90,8 @@ def _sweep(words: list[str]) -> Any:
     from polyarm.config import ROOT, compose
     from polyarm.train import fit
 
-    for word in _settings(words, "train --multirun"):  # what is wrong in one job is said before the first starts
+    words = _settings(words, "train --multirun")
+    for word in words:  # what is wrong in one job is said before the first starts
         compose([w.split(",")[0] if "=" in w and not w.startswith("hydra.") else w for w in [word]])
     if not any(w.startswith("output_dir=") for w in words):
         words = [*words, "output_dir=${hydra:runtime.output_dir}"]
@@ -178,6 +179,14 @@ def _doctor(words: list[str]) -> Any:
 
 
 def _settings(words: list[str], command: str) -> list[str]:
+    if "--configs" in words:
+        at = words.index("--configs")
+        folder = Path(words[at + 1]) if at + 1 < len(words) else Path()
+        if at + 1 == len(words) or not folder.is_dir():
+            raise UserError(
+                f"--configs {folder} is no folder: give one that holds policy/NAME.yaml, task/NAME.yaml or the like"
+            )
+        words = [*words[:at], *words[at + 2 :], f"hydra.searchpath=[file://{folder.absolute()}]"]
     for word in words:
         if "=" not in word or word.startswith("--"):
             raise UserError(
@@ -207,6 +216,7 @@ COMMANDS = {
     "train": Command(
         _train, "Train a policy from demonstrations; the same command resumes",
         "train [experiment=NAME] [policy=NAME] [task=NAME] [train.steps=N] [output_dir=DIR] [key=value ...] [--multirun]",
+        "--configs DIR adds a folder of your own yaml (docs/new_policy.md).\n"
         "All settings with their meaning: configs/polyarm.yaml. With --multirun, comma-separated values are swept by hydra.\n"
         "An experiment is a whole set of settings; the others are choices in it:\n",
         ("experiment", "policy", "task", "body", "encoder", "sampler"),
