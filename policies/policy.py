@@ -106,5 +106,9 @@ def require_chunk(horizon: int, n_obs_steps: int, n_action_steps: int) -> None:
     if n_action_steps > most:
         raise UserError(
             f"n_action_steps={n_action_steps} rows are more than a chunk of horizon={horizon} has after n_obs_steps={n_obs_steps}: "
-            f"give at most {max(most, 0)} (horizon - n_obs_steps + 1), or a longer horizon"
+            + (
+                f"give at most {most} (horizon - n_obs_steps + 1), or a longer horizon"
+                if most > 0
+                else "give a longer horizon"
+            )
         )

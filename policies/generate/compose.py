@@ -25,6 +25,8 @@ def mix(parts: Sequence[Denoise], weights: Weights) -> Denoise:
 
     def denoise(x: Tensor, phi: Tensor, conds: Sequence[Any]) -> Tensor:
         now = weights(phi) if callable(weights) else weights
+        if callable(weights) and not any(isinstance(w, Tensor) for w in now):  # tensors would have to be waited for
+            _sums_to_one(parts, now)
         terms = [w * part(x, phi, cond) for w, part, cond in zip(now, parts, conds, strict=True)]
         return sum(terms[1:], terms[0])
 

@@ -7,9 +7,10 @@ denoising score matching (Vincent, 2011); nothing else is needed to mix it with 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -24,12 +25,19 @@ EnergyFn = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class Energy:
-    """An energy that sees its noise level: -gradient = score = (cos * action - x) / sin^2 (Vincent, 2011)."""
+    """An energy that sees its noise level: -gradient = score = (cos * action - x) / sin^2 (Vincent, 2011).
+
+    Towards pure noise the action is the small difference of large numbers. Beyond sigma = 1000 the energy is asked as
+    if there, so that its error is not blown up without bound.
+    """
+
+    last: ClassVar[float] = math.atan(1000.0)
 
     def enter(self, x: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
-        return x, phi
+        return x, phi.clamp(max=self.last)
 
     def leave(self, gradient: Tensor, x: Tensor, phi: Tensor) -> Tensor:
+        phi = phi.clamp(max=self.last)
         return (x - wide(phi).sin() ** 2 * gradient) / wide(phi).cos()
 
 

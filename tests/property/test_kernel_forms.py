@@ -206,6 +206,18 @@ def test_gradient_of_a_noise_conditional_energy_is_the_same_denoiser():
     torch.testing.assert_close(got, oracle(x, phi), rtol=1e-9, atol=1e-9)
 
 
+def test_an_energy_stays_bounded_at_pure_noise():
+    """At pi/2 the exact energy reads as a denoiser to what sigma = 1000 leaves of it, and an error of the gradient grows at most
+    a thousandfold. Mutation: drop the clamp in `Energy.leave`."""
+    phi = torch.full((50,), math.pi / 2, dtype=torch.float64)
+    x = normal(50, 2, 3)
+    exact = gradient(gaussian_energy())
+    off = lambda x, phi, cond=None: exact(x, phi, cond) + 1e-3
+    with torch.no_grad():
+        torch.testing.assert_close(denoiser(exact, Energy())(x, phi), MU.expand_as(x), rtol=0, atol=5e-3)
+        assert (denoiser(off, Energy())(x, phi) - denoiser(exact, Energy())(x, phi)).abs().max() < 1.01
+
+
 def test_one_descent_is_one_euler_step_to_clean():
     """Descent of an energy blind to the noise (EBT, Gladstone et al., 2025, equation 2) is one Euler step from pure noise
     to zero noise; on ||x - mu||^2 / 2 each step shrinks the distance by 1 - rate."""
