@@ -53,6 +53,10 @@ def fit(config: DictConfig) -> Path:
 
     torch.manual_seed(t.seed)
     policy = build(config.policy, spec)
+    if getattr(policy, "goal_steps", 0):
+        raise UserError(
+            f"policy.goal_steps={policy.goal_steps}: training does not draw goals yet; give policy.goal_steps=0"
+        )
     learner = Learner.create(policy, config, accelerator)
     if start is not None:
         learner.load(torch.load(start / "train_state.pt", map_location="cpu", weights_only=True))
