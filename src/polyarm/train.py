@@ -49,7 +49,6 @@ def fit(config: DictConfig) -> Path:
     )
     spec = _fit_scales(demos, config, train_episodes)
     _require_limit(config)
-    start = _begin(run, config, accelerator.is_main_process)
 
     torch.manual_seed(t.seed)
     policy = build(config.policy, spec)
@@ -57,6 +56,7 @@ def fit(config: DictConfig) -> Path:
         raise UserError(
             f"policy.goal_steps={policy.goal_steps}: training does not draw goals yet; give policy.goal_steps=0"
         )
+    start = _begin(run, config, accelerator.is_main_process)
     learner = Learner.create(policy, config, accelerator)
     if start is not None:
         learner.load(torch.load(start / "train_state.pt", map_location="cpu", weights_only=True))
