@@ -10,13 +10,14 @@ from polyarm.spec import UserError
 
 
 class DiffusionGpt(nn.Module):
-    """Tokens: noise level, goals, s_1, a_1, s_2, a_2, ..., each of which sees itself and those before it.
+    """Tokens: noise level, goals, s_1, a_1, s_2, a_2, ..., each of which sees itself and those before it; or all, without
+    `causal`, so that the rows of a chunk agree on one of several ways to go.
 
     `cond` are `goals` rows of goals, then the states, `n_obs_steps` rows in all; one map reads both. Row i of the chunk
     and state i share a learned place. Published: as many rows as states. A longer chunk goes on without states.
     """
 
-    before: Tensor
+    before: Tensor | None
 
     def __init__(
         self,
@@ -31,6 +32,7 @@ class DiffusionGpt(nn.Module):
         heads: int = 12,
         p_drop_attn: float = 0.05,
         p_drop_resid: float = 0.05,
+        causal: bool = True,
     ) -> None:
         super().__init__()
         self.goals, self.states = goals, n_obs_steps - goals
@@ -47,7 +49,8 @@ class DiffusionGpt(nn.Module):
         self.blocks = nn.ModuleList(_Block(width, heads, p_drop_attn, p_drop_resid) for _ in range(layers))
         self.head = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, action_dim))
         tokens = n_obs_steps + horizon + 1
-        self.register_buffer("before", torch.ones(tokens, tokens, dtype=torch.bool).tril(), persistent=False)
+        before = torch.ones(tokens, tokens, dtype=torch.bool).tril() if causal else None
+        self.register_buffer("before", before, persistent=False)
         nn.init.normal_(self.place, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -79,6 +82,6 @@ class _Block(nn.Module):
             nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width), nn.Dropout(p_drop_resid)
         )  # fmt: skip
 
-    def forward(self, x: Float[Tensor, "b t c"], sees: Tensor) -> Float[Tensor, "b t c"]:
+    def forward(self, x: Float[Tensor, "b t c"], sees: Tensor | None) -> Float[Tensor, "b t c"]:
         x = x + self.drop(self.attend(self.norm(x), None, sees))
         return x + self.feed(x)

@@ -115,6 +115,16 @@ def test_a_row_sees_goals_noise_level_and_what_came_before(tiny):
     assert ((tiny(x, clock + 10, cond) - before).abs().amax((0, 2)) > 1e-12).all()
 
 
+def test_without_the_mask_every_row_sees_every_row():
+    """What a chunk needs to agree on one of several ways: the last row reaches the first."""
+    torch.manual_seed(0)
+    net = DiffusionGpt(**KITCHEN, width=24, layers=2, heads=3, causal=False).double().eval()
+    x, clock, cond = normal(3, 4, 9), normal(3, seed=1), normal(3, 6, 30, seed=2)
+    other = x.clone()
+    other[:, -1] += 1
+    assert ((net(other, clock, cond) - net(x, clock, cond)).abs().amax((0, 2)) > 1e-12).all()
+
+
 def test_the_network_hears_log_sigma_over_4():
     """BESO, section 2: the noise token is a plain linear map of ln(sigma) / 4."""
     torch.manual_seed(0)
