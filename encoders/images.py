@@ -1,4 +1,5 @@
-"""Colour images: the encoder of Diffusion Policy (Chi et al. 2023, arXiv 2303.04137), which is robomimic's with group norms."""
+"""Colour images, from scratch: the encoder of Diffusion Policy (Chi et al. 2023, arXiv 2303.04137), which is robomimic's
+with group norms, and the pooled one of SeedPolicy (Gui et al. 2026, arXiv 2603.05117)."""
 
 from collections.abc import Sequence
 
@@ -6,12 +7,15 @@ import torch
 from einops import rearrange
 from jaxtyping import Float, Int, UInt8
 from torch import Generator, Tensor, nn
+from torch.nn.functional import interpolate
 from torchvision.models import resnet18
 
 from polyarm.spec import Stream, UserError
 
 STRIDE = 32
 """Pixels a side that ResNet18 turns into one cell of its last map."""
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of the red, green and blue of ImageNet's pixels in [0, 1]."""
 
 
 class ResNetKeypoints(nn.Module):
@@ -26,7 +30,12 @@ class ResNetKeypoints(nn.Module):
         self, stream: Stream, crop: float | Sequence[int] = 0.9, keypoints: int = 32, features: int = 64
     ) -> None:
         super().__init__()
-        self.crop = _crop_size(stream, crop)
+        self.crop = crop_size(stream, crop, "ResNetKeypoints")
+        if min(self.crop) <= STRIDE:
+            raise UserError(
+                f"images of stream {stream.name!r} are cropped to {self.crop[0]}x{self.crop[1]}, where keypoints need more "
+                f"than {STRIDE} pixels a side: choose a larger crop or larger images"
+            )
         net = resnet18(weights=None, norm_layer=lambda channels: nn.GroupNorm(channels // 16, channels))
         self.body = nn.Sequential(*list(net.children())[:-2])
         self.keypoints = nn.Conv2d(net.fc.in_features, keypoints, 1)
@@ -37,6 +46,41 @@ class ResNetKeypoints(nn.Module):
         top, left = offsets(x, self.crop, generator)
         pixels = windows(x, top, left, self.crop).float() / 127.5 - 1
         return self.head(positions(self.keypoints(self.body(pixels))).flatten(1))
+
+
+class ResNetPooled(nn.Module):
+    """whole image -> short side of `short_side` pixels (None: as it is) -> ResNet18 and its average pool, 512 numbers.
+
+    SeedPolicy's image encoder (section 4 of the published reference): pixels in [-1, 1], resized with antialiasing, never
+    cropped; 32 groups a norm. `imagenet` then takes ImageNet's mean and deviation off the [-1, 1] pixels, as its U-Net
+    variant does. Raises UserError for a stream that is no colour image, and for a side below one cell.
+    """
+
+    def __init__(self, stream: Stream, short_side: int | None = 76, imagenet: bool = False) -> None:
+        super().__init__()
+        height, width = crop_size(stream, 1.0, "ResNetPooled")
+        small = min(height, width)
+        side = small if short_side is None else short_side
+        if side < STRIDE:
+            raise UserError(
+                f"images of stream {stream.name!r} would have a short side of {side} pixels: give short_side={STRIDE} or more"
+            )
+        self.size = side * height // small, side * width // small
+        self.imagenet = imagenet
+        self.net = resnet18(weights=None, norm_layer=lambda channels: nn.GroupNorm(32, channels))
+        self.width = self.net.fc.in_features
+        self.net.fc = nn.Identity()
+
+    def forward(self, x: UInt8[Tensor, "n h w 3"], generator: Generator | None = None) -> Float[Tensor, "n c"]:
+        pixels = rearrange(x, "n h w c -> n c h w").float() / 127.5 - 1
+        if pixels.shape[2:] != self.size:
+            pixels = interpolate(pixels, self.size, mode="bilinear", antialias=True, align_corners=False)
+        return self.net(standard(pixels, IMAGENET_MEAN, IMAGENET_STD) if self.imagenet else pixels)
+
+
+def standard(pixels: Float[Tensor, "n 3 h w"], mean: Sequence[float], std: Sequence[float]) -> Float[Tensor, "n 3 h w"]:
+    """(pixels - mean) / std, colour by colour."""
+    return (pixels - pixels.new_tensor(mean)[:, None, None]) / pixels.new_tensor(std)[:, None, None]
 
 
 def offsets(
@@ -72,21 +116,18 @@ def positions(logits: Float[Tensor, "n k h w"]) -> Float[Tensor, "n k 2"]:
     return torch.stack((x, y), dim=-1)
 
 
-def _crop_size(stream: Stream, crop: float | Sequence[int]) -> tuple[int, int]:
+def crop_size(stream: Stream, crop: float | Sequence[int], taker: str) -> tuple[int, int]:
+    """(height, width) of a crop given as a fraction of both sides or in pixels. Raises UserError for a stream that is no
+    colour image, naming who would take it, and for a crop larger than the image."""
     if len(stream.shape) != 3 or stream.shape[2] != 3:
         raise UserError(
             f"stream {stream.name!r} of kind {stream.kind} has shape {stream.shape}: "
-            "ResNetKeypoints takes (height, width, 3), choose another encoder for it"
+            f"{taker} takes (height, width, 3), choose another encoder for it"
         )
     height, width, _ = stream.shape
     size = (crop[0], crop[1]) if isinstance(crop, Sequence) else (round(height * crop), round(width * crop))
     if size[0] > height or size[1] > width:
         raise UserError(
             f"crop {size} exceeds the {height}x{width} images of stream {stream.name!r}: choose a smaller crop"
-        )
-    if min(size) <= STRIDE:
-        raise UserError(
-            f"images of stream {stream.name!r} are cropped to {size[0]}x{size[1]}, where keypoints need more than "
-            f"{STRIDE} pixels a side: choose a larger crop or larger images"
         )
     return size

@@ -5,11 +5,12 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
+from torchvision.transforms import v2
 
 from polyarm.encoders.fuse import Fuse
-from polyarm.encoders.images import ResNetKeypoints
+from polyarm.encoders.images import ResNetKeypoints, ResNetPooled
 from polyarm.encoders.state import State
-from polyarm.spec import ObsSpace, Scale, Stream
+from polyarm.spec import ObsSpace, Scale, Stream, UserError
 
 
 def camera(name="camera", height=96, width=96):
@@ -71,3 +72,41 @@ def test_features_are_as_wide_as_published(cameras, states, width):
         fuse = Fuse(ObsSpace(tuple(streams), 10.0), image=partial(ResNetKeypoints, crop=(84, 84)), state=State)
     assert fuse.width == width
     assert count(fuse) == cameras * 11_197_088
+
+
+@pytest.mark.parametrize(("image", "size"), [((240, 320), (76, 101)), ((320, 240), (101, 76)), ((96, 96), (76, 76))])
+@pytest.mark.parametrize("imagenet", [False, True])
+def test_pooled_images_are_scaled_and_resized_as_published(image, size, imagenet):
+    """SeedPolicy, section 4 of the published reference: [-1, 1], the short side to 76 with antialiasing, then in the U-Net
+    variant ImageNet's statistics. Mutations: no antialiasing, sizes rounded up, 320 taken for the short side, statistics
+    of [0, 1] pixels."""
+    encoder = ResNetPooled(camera("camera", *image), imagenet=imagenet)
+    seen = []
+    encoder.net.conv1.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    x = torch.randint(0, 256, (2, *image, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    encoder.eval()(x)
+    steps = [v2.Normalize([0.5] * 3, [0.5] * 3), v2.Resize(76, antialias=True)]
+    if imagenet:
+        steps.append(v2.Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    assert seen[0].shape[2:] == size
+    torch.testing.assert_close(seen[0], v2.Compose(steps)(x.permute(0, 3, 1, 2) / 255), atol=2e-5, rtol=0)
+
+
+def test_pooled_features_are_resnet18s_with_32_groups():
+    """The published size 11,176,512 and the mean of the last map's 512 channels; nothing is cropped, whatever the
+    generator. Mutations: groups of 16 channels, a classifier, spatial softmax."""
+    encoder = ResNetPooled(camera("camera", 64, 80), short_side=None).eval()
+    assert count(encoder) == 11_176_512 and encoder.width == 512
+    assert {m.num_groups for m in encoder.modules() if isinstance(m, nn.GroupNorm)} == {32}
+    maps = []
+    encoder.net.layer4.register_forward_hook(lambda *found: maps.append(found[2]))
+    x = torch.randint(0, 256, (2, 64, 80, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(encoder(x), maps[0].mean((2, 3)))
+    assert torch.equal(encoder(x, torch.Generator().manual_seed(1)), encoder(x))
+
+
+def test_pooled_images_below_a_cell_are_refused():
+    with pytest.raises(UserError, match="would have a short side of 20 pixels: give short_side=32 or more"):
+        ResNetPooled(camera(), short_side=20)
+    with pytest.raises(UserError, match="ResNetPooled takes"):
+        ResNetPooled(state("arm", 3))

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torchvision.models import resnet18
 
 from polyarm.datasets.chains import split_chains, walk
 from polyarm.datasets.windows import window_table
 from polyarm.encoders.fuse import Fuse
+from polyarm.encoders.images import ResNetPooled
 from polyarm.encoders.state import State
 from polyarm.encoders.temporal import Sega, diversity
 from polyarm.policies.generate.angle import Schedule, ddpm
@@ -43,21 +43,10 @@ def test_sega_has_the_published_parameters(width, depth, layers, tokens):
     assert count(sega) == layers + tokens
 
 
-class Pooled(nn.Module):
-    """The published camera encoder's size: ResNet18 up to its average pool."""
-
-    width = 512
-
-    def __init__(self, stream):
-        super().__init__()
-        self.net = resnet18(weights=None, norm_layer=lambda c: nn.GroupNorm(min(32, c // 2), c))
-        self.net.fc = nn.Identity()
-
-
 def published(**sizes):
     form = Diffusion(Schedule(100, "squaredcos_cap_v2"), "noise")
     return SeedPolicy(
-        "seed", ALOHA, ACTION, n_chunks=1, reset_interval=40, hidden=512, dropout=0.1, frozen=False, n_obs_steps=3, n_action_steps=6, encoder=partial(Fuse, image=Pooled, state=State),
+        "seed", ALOHA, ACTION, n_chunks=1, reset_interval=40, hidden=512, dropout=0.1, frozen=False, n_obs_steps=3, n_action_steps=6, encoder=partial(Fuse, image=ResNetPooled, state=State),
         memory=Sega, form=form, sampler=Sampler(ancestral, ddpm(Schedule(100, "squaredcos_cap_v2"))), **sizes,
     )  # fmt: skip
 
