@@ -44,6 +44,8 @@ class Goals(torch.utils.data.Dataset):
     Item `epoch * len(windows) + i` is window i with the goal of that epoch: a pure function of (seed, epoch, i).
     """
 
+    by_epoch = True
+
     def __init__(self, windows: Windows, demos: Demos, spec: Spec, *, length: int, seed: int) -> None:
         if length < 1:
             raise UserError(f"goals of {length} rows: give 1 or more")

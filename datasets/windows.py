@@ -84,6 +84,8 @@ class Windows(torch.utils.data.Dataset):
     otherwise they are read for each batch.
     """
 
+    by_epoch = False
+
     def __init__(
         self,
         demos: Demos,
@@ -153,7 +155,10 @@ def order(n: int, seed: int, epoch: int, rank: int = 0, world: int = 1) -> Int[n
 
 @runtime_checkable
 class Items(Protocol):
-    """What a loader reads: whole batches by item numbers. `Windows` is one."""
+    """What a loader reads: whole batches by item numbers. `Windows` is one; where `by_epoch`, item `epoch * len + i` is item i
+    as that epoch has it (`datasets.goals`)."""
+
+    by_epoch: bool
 
     def __len__(self) -> int: ...
 
@@ -217,6 +222,7 @@ class Loader:
         first, skip = divmod(start_step, self.steps_per_epoch)
         for epoch in count(first):
             mine = order(len(self.windows), self.seed, epoch, self.rank, self.world)
+            mine = mine + epoch * len(self.windows) if self.windows.by_epoch else mine
             for i in range(skip if epoch == first else 0, self.steps_per_epoch):
                 yield mine[i * self.batch_size : (i + 1) * self.batch_size]
 

@@ -15,7 +15,7 @@ from polyarm.eval.agent import Agent
 from polyarm.eval.score import Outcome
 from polyarm.policies.policy import Policy
 from polyarm.sim.vector import ShardedVectorEnv
-from polyarm.spec import Spec, require_actions, require_obs
+from polyarm.spec import Spec, UserError, require_actions, require_obs
 from polyarm.task import count_workers, world_kwargs
 
 
@@ -33,10 +33,12 @@ class Worlds(Protocol):
 
 @dataclass(frozen=True)
 class Played:
-    """One episode: what came of it, and the actions that replay it."""
+    """One episode: what came of it, the actions that replay it, and for a policy with energies that of the chunk executed
+    at each step."""
 
     outcome: Outcome
     actions: np.ndarray  # [T d]
+    energy: np.ndarray | None = None  # [T]
 
 
 def make_worlds(config: DictConfig, n: int) -> ShardedVectorEnv:
@@ -52,19 +54,22 @@ def rollout(
     n_action_steps: int | None = None,
     device: str | torch.device = "cpu",
     progress: Callable[[list[Outcome]], None] = lambda done: None,
+    goals: bool = True,
 ) -> list[Played]:
-    """Play one episode a seed; returns them in the order of `seeds`.
+    """Play one episode a seed; returns them in the order of `seeds`. With `goals`, a policy that takes goals is shown the
+    world's.
 
     New episodes start only between chunks, so that all rows plan together: one batched policy pass a chunk.
     """
     require_world(policy, worlds)
     agent = Agent(policy, worlds.num_envs, n_action_steps, device=device)
+    goals = goals and bool(getattr(policy, "goal_steps", 0))
     rows = [_Row() for _ in range(worlds.num_envs)]
     waiting = deque(enumerate(seeds))
     found: dict[int, Played] = {}
     obs = None
     while len(found) < len(seeds):
-        obs = _seat(waiting, rows, worlds, agent, obs)
+        obs = _seat(waiting, rows, worlds, agent, obs, goals)
         for _ in range(agent.n_action_steps):
             actions = agent.act(obs)
             obs, rewards, terminated, truncated, info = worlds.step(actions)
@@ -72,6 +77,8 @@ def rollout(
                 if row.index is None:
                     continue
                 row.take(actions[i], float(rewards[i]), bool(info["is_success"][i]))
+                if agent.energy is not None:
+                    row.energy.append(float(agent.energy[i]))
                 if terminated[i] or truncated[i]:
                     index, episode = row.finish()
                     found[index] = episode
@@ -88,7 +95,7 @@ def require_world(policy: Policy, worlds: Worlds) -> None:
 
 
 def _seat(
-    waiting: deque[tuple[int, int]], rows: list[_Row], worlds: Worlds, agent: Agent, obs: Any
+    waiting: deque[tuple[int, int]], rows: list[_Row], worlds: Worlds, agent: Agent, obs: Any, goals: bool
 ) -> dict[str, np.ndarray]:
     """Give every idle row the next seed; returns the observations of all rows."""
     mask = np.zeros(len(rows), bool)
@@ -99,8 +106,17 @@ def _seat(
             mask[i], seeds[i] = True, row.seed
     if mask.any():
         obs, _ = worlds.reset(seed=seeds, options={"reset_mask": mask})
-        agent.restart(mask, seeds)
+        agent.restart(mask, seeds, _goals(worlds, np.flatnonzero(mask).tolist()) if goals else None)
     return obs
+
+
+def _goals(worlds: Worlds, rows: list[int]) -> list[dict[str, np.ndarray]]:
+    try:
+        return worlds.call_rows("goal", rows)  # type: ignore[attr-defined]
+    except AttributeError:
+        raise UserError(
+            "this world names no goal to show the policy: give eval.goals=false to act without one"
+        ) from None
 
 
 class _Row:
@@ -111,6 +127,7 @@ class _Row:
     def begin(self, index: int, seed: int) -> None:
         self.index, self.seed, self.best, self.success = index, seed, 0.0, False
         self.actions: list[np.ndarray] = []
+        self.energy: list[float] = []
 
     def take(self, action: np.ndarray, reward: float, success: bool) -> None:
         self.actions.append(action.copy())
@@ -119,4 +136,6 @@ class _Row:
     def finish(self) -> tuple[int, Played]:
         index, self.index = self.index, None
         assert index is not None
-        return index, Played(Outcome(self.seed, self.success, self.best, len(self.actions)), np.stack(self.actions))
+        energy = np.asarray(self.energy) if self.energy else None
+        outcome = Outcome(self.seed, self.success, self.best, len(self.actions))
+        return index, Played(outcome, np.stack(self.actions), energy)

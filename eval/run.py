@@ -69,7 +69,7 @@ def evaluate(
         _require_versions(checkpoint.read_spec(folder), worlds.world_spec, e.allow_other_versions)
         with Bar(f"evaluate {policy.name} on {config.task.name}", len(seeds)) as bar:
             show = lambda done: bar.at(len(done), _running(done, config.task.measure))
-            played = rollout(policy, worlds, seeds, e.n_action_steps, device, show)
+            played = rollout(policy, worlds, seeds, e.n_action_steps, device, show, e.goals)
         latency, evaluations = time_chunks(policy, worlds, seeds[0], device)
     finally:
         worlds.close()

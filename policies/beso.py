@@ -24,13 +24,8 @@ from torch import Tensor, nn
 from polyarm.policies.generate import forms
 from polyarm.policies.generate.compose import guide
 from polyarm.policies.generate.sample import Sampler, Solver
-from polyarm.policies.policy import Obs, State, require_chunk, require_scale
+from polyarm.policies.policy import ACTION, GOAL, Obs, State, require_chunk, require_scale
 from polyarm.spec import ActionSpace, ObsSpace, UserError, unknown
-
-GOAL = "goal."
-"""`obs["goal.cube"]` are future rows of stream "cube"; `obs["goal.given"]` [b] says which rows of the batch have a goal."""
-ACTION = "action"
-"""`obs["action"]` [b o d]: what was executed at the observation steps before the newest, raw units; NaN before an episode began."""
 
 
 class Cond(NamedTuple):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from polyarm.policies.generate.compose import Weights, mix
 from polyarm.policies.generate.sample import Sampler
-from polyarm.policies.policy import Obs, Policy, State, require_scale
+from polyarm.policies.policy import GOAL, Obs, Policy, State, require_scale
 from polyarm.spec import ObsSpace, Stream, UserError, require_actions
 
 
@@ -34,6 +34,12 @@ class Mixture:
         first = policies[0]
         for other in policies[1:]:
             _require_alike(first, other)
+        for part in policies:
+            if getattr(part, "past_rows", 0):
+                raise UserError(
+                    f"policy {part.name} rewrites its past actions while it denoises (horizon = n_obs_steps = {part.n_obs_steps}), "
+                    "which no mixture does: train it with a longer horizon"
+                )
         self.parts = tuple(policies)
         self._widths = [len(p.start(1)) for p in policies]
         self._mixed = mix([p.denoise for p in policies], weights)  # checks the weights
@@ -48,6 +54,7 @@ class Mixture:
         self.action_space = first.action_space
         self.n_obs_steps = max(p.n_obs_steps for p in policies)
         self.n_action_steps = min(p.n_action_steps for p in policies)
+        self.goal_steps = max(getattr(p, "goal_steps", 0) for p in policies)
         self.sampler = sampler or heaviest.sampler
 
     def start(self, b: int) -> State:
@@ -59,6 +66,7 @@ class Mixture:
         at = 0
         for part, width in zip(self.parts, self._widths, strict=True):
             own = {name: obs[name][:, -part.n_obs_steps :] for name in part.obs_space.names}
+            own |= {name: x for name, x in obs.items() if name.startswith(GOAL)}
             cond, new = part.encode(own, state[at : at + width], generator)
             conds.append(cond)
             after += new

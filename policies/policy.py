@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -14,6 +14,11 @@ from polyarm.spec import ActionSpace, Clip, ObsSpace, UserError
 
 Obs = dict[str, Tensor]
 """{stream: [b o ...]} in raw units"""
+
+GOAL = "goal."
+"""`obs["goal.cube"]` are future rows of stream "cube"; `obs["goal.given"]` [b] says which rows of the batch have a goal."""
+ACTION = "action"
+"""`obs["action"]` [b o d]: what was executed at the observation steps before the newest, raw units; NaN before an episode began."""
 
 Cond = Any
 """What `encode` made of the observations, once a chunk; only the policy that made it reads it."""
@@ -78,16 +83,31 @@ def restart(policy: Policy, state: State, rows: Tensor) -> State:
     )
 
 
-def chunk(
-    policy: Policy, obs: Obs, state: State, generator: Noise, sampler: Sampler | None = None
-) -> tuple[Float[Tensor, "b h d"], State]:
-    """One action chunk in raw units, and the next state. Row To - 1 is the action for the newest observation."""
+class Planned(NamedTuple):
+    """One action chunk in raw units, the next state, and for a policy with an `energy` how unlike the demonstrations it
+    holds the chunk."""
+
+    action: Float[Tensor, "b h d"]
+    state: State
+    energy: Float[Tensor, "b"] | None
+
+
+def plan(policy: Policy, obs: Obs, state: State, generator: Noise, sampler: Sampler | None = None) -> Planned:
+    """Observe, denoise from noise, and leave the network's units. Row To - 1 is the action for the newest observation."""
     space = policy.action_space
     cond, state = policy.encode(obs, state)
     b = len(next(iter(obs.values())))
     like = torch.empty(b, space.horizon, space.width, device=next(iter(obs.values())).device)
     x = (sampler or policy.sampler)(policy.denoise, normal(like, generator), cond, generator)
-    return require_scale(space).undo(x), state
+    energy = policy.energy(x, cond) if hasattr(policy, "energy") else None
+    return Planned(require_scale(space).undo(x), state, energy)
+
+
+def chunk(
+    policy: Policy, obs: Obs, state: State, generator: Noise, sampler: Sampler | None = None
+) -> tuple[Float[Tensor, "b h d"], State]:
+    """(actions, next state) of `plan`."""
+    return plan(policy, obs, state, generator, sampler)[:2]
 
 
 def require_scale(space: ActionSpace) -> Any:

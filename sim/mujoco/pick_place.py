@@ -134,6 +134,16 @@ class PickPlace(gym.Env):
         self._refresh()
         return self._obs()
 
+    def goal(self) -> dict[str, np.ndarray]:
+        """What is seen once done: the cube lies on the target (as it is turned now), the arm is back at its home pose, open."""
+        yaw = 4 * self.cube_yaw
+        seen = {
+            "joint_pos": [*so101.top_down(*HOME_M), OPEN_M],
+            "cube": [*self.target_pos, CUBE_M, np.cos(yaw), np.sin(yaw)],
+            "target": self.target_pos,
+        }
+        return {name: np.asarray(value, np.float32) for name, value in seen.items()}
+
     @property
     def joints(self) -> Float[np.ndarray, "5"]:
         return self.data.qpos[:5].copy()

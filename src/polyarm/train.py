@@ -15,8 +15,9 @@ from polyarm import __version__
 from polyarm.config import build, read_yaml, write_yaml
 from polyarm.datasets.chains import ChainLoader
 from polyarm.datasets.demos import Demos
+from polyarm.datasets.goals import Goals
 from polyarm.datasets.scale import fit_spec
-from polyarm.datasets.windows import Loader, Windows, split_episodes
+from polyarm.datasets.windows import Items, Loader, Windows, split_episodes
 from polyarm.learner import Learner
 from polyarm.log import Log
 from polyarm.policies import checkpoint
@@ -42,7 +43,7 @@ def fit(config: DictConfig) -> Path:
     t = config.train
     run = Path(config.output_dir)
     torch.set_num_threads(int(t.threads))
-    accelerator = _accelerator(t.device, t.mixed_precision)
+    accelerator = _accelerator(t.device, t.mixed_precision, unused=config.policy.get("n_chunks") == 1)
     demos = open_demos(config.task)
     train_episodes, val_episodes = split_episodes(
         len(demos.episode_ends), config.data.val_ratio, config.data.seed, config.data.max_train_episodes
@@ -52,35 +53,30 @@ def fit(config: DictConfig) -> Path:
 
     torch.manual_seed(t.seed)
     policy = build(config.policy, spec)
-    if getattr(policy, "goal_steps", 0):
-        raise UserError(
-            f"policy.goal_steps={policy.goal_steps}: training does not draw goals yet; give policy.goal_steps=0"
-        )
     start = _begin(run, config, accelerator.is_main_process)
     learner = Learner.create(policy, config, accelerator)
     if start is not None:
         learner.load(torch.load(start / "train_state.pt", map_location="cpu", weights_only=True))
     loader = _loader(config, policy, demos, spec, train_episodes, learner)
-    held_out = None
-    if len(val_episodes):
-        held_out = Loader(_windows(config, policy, demos, spec, val_episodes), t.batch_size, seed=t.seed, partial=True)
+    held_out = _loader(config, policy, demos, spec, val_episodes) if len(val_episodes) else None
     _loop(learner, iter(loader), held_out, config, spec, run)
     return run
 
 
 def _loop(
-    learner: Learner, batches: Iterator[Clip], held_out: Loader | None, config: DictConfig, spec: Spec, run: Path
+    learner: Learner, batches: Iterator[Clip], held_out: Batches | None, config: DictConfig, spec: Spec, run: Path
 ) -> None:
     t, main = config.train, learner.accelerator.is_main_process
     log = Log(run, learner.step) if main else None
     rollouts = _Rollouts(config) if t.rollout_every and main else None
     device = learner.accelerator.device
-    total, count, since = torch.zeros((), device=device), 0, time.perf_counter()
+    total, count, samples, since = torch.zeros((), device=device), 0, 0, time.perf_counter()
     due = lambda every: bool(every) and (learner.step % every == 0 or learner.step == t.steps)
     with Bar(f"train {config.policy.name} on {config.task.name}", t.steps, learner.step, show=main) as bar:
         while learner.step < t.steps:
-            total += learner.update(next(batches).to(device))
-            count += 1
+            clip = next(batches).to(device)
+            total += learner.update(clip)
+            count, samples = count + 1, samples + clip.action.shape[0] * clip.action.shape[1]
             if not main or log is None:
                 continue
             if due(t.log_every):
@@ -90,7 +86,7 @@ def _loop(
                     raise UserError(
                         f"the loss is NaN at step {learner.step}: lower train.lr={t.lr}, or look at the data with `polyarm data info`"
                     )
-                speed = count * t.batch_size * learner.accelerator.num_processes / seconds
+                speed = samples * learner.accelerator.num_processes / seconds
                 log.add(learner.step, loss=loss, lr=learner.schedule.get_last_lr()[0], samples_per_s=speed)
                 bar.at(learner.step, f"loss {loss:.4f}  {speed:,.0f} samples/s")
             if held_out is not None and due(t.val_every):
@@ -101,7 +97,7 @@ def _loop(
             if due(t.checkpoint_every):
                 _save(learner, config, spec, run)
             if due(t.log_every):
-                total, count, since = torch.zeros((), device=device), 0, time.perf_counter()
+                total, count, samples, since = torch.zeros((), device=device), 0, 0, time.perf_counter()
     if log is not None:
         log.close()
 
@@ -113,28 +109,39 @@ def _windows(config: DictConfig, policy: Any, demos: Demos, spec: Spec, episodes
     )  # fmt: skip
 
 
+Batches = Loader | ChainLoader
+
+
 def _loader(
-    config: DictConfig, policy: Any, demos: Demos, spec: Spec, episodes: Any, learner: Learner
-) -> Loader | ChainLoader:
-    """Batches of windows in any order; of consecutive ones for a policy with memory, which says how many it learns through."""
+    config: DictConfig, policy: Any, demos: Demos, spec: Spec, episodes: Any, learner: Learner | None = None
+) -> Batches:
+    """Batches of windows in any order; of consecutive ones for a policy with memory, which says how many it learns through;
+    with goals for a policy that takes some. Without a learner: for validation, in this process alone."""
     windows, t = _windows(config, policy, demos, spec, episodes), config.train
-    shared: dict[str, Any] = {
-        "seed": t.seed, "rank": learner.accelerator.process_index, "world": learner.accelerator.num_processes,
-        "start_step": learner.step, "num_workers": config.data.num_workers,
-    }  # fmt: skip
+    shared: dict[str, Any] = {"seed": t.seed}
+    if learner is not None:
+        shared |= {
+            "rank": learner.accelerator.process_index, "world": learner.accelerator.num_processes,
+            "start_step": learner.step, "num_workers": config.data.num_workers,
+        }  # fmt: skip
     if hasattr(policy, "n_chunks"):
         return ChainLoader(windows, t.batch_size, k=policy.n_chunks, interval=policy.reset_interval, **shared)
-    return Loader(windows, t.batch_size, **shared)
+    items: Items = windows
+    if goal_steps := getattr(policy, "goal_steps", 0):
+        items = Goals(windows, demos, Spec(policy.obs_space, spec.action), length=goal_steps, seed=t.seed)
+    return Loader(items, t.batch_size, partial=learner is None, **shared)
 
 
 @torch.no_grad()
-def validate(learner: Learner, held_out: Loader, batches: int, seed: int) -> float:
-    """Mean loss of the EMA weights on held-out episodes, with the same noise each time."""
+def validate(learner: Learner, held_out: Batches, batches: int, seed: int) -> float:
+    """Mean loss of the EMA weights on held-out episodes, with the same noise each time. A memory goes on from batch to batch."""
     generator = torch.Generator(learner.accelerator.device).manual_seed(seed)
-    losses = []
+    losses, state = [], None
     with learner.averaged() as policy:
         for clip, _ in zip(held_out.one_epoch(), range(batches), strict=False):
-            losses.append(clip_loss(policy, clip.to(learner.accelerator.device), generator)[0])
+            state = state if isinstance(held_out, ChainLoader) else None
+            loss, state = clip_loss(policy, clip.to(learner.accelerator.device), generator, state)
+            losses.append(loss)
     return float(torch.stack(losses).mean())
 
 
@@ -170,8 +177,9 @@ class _Rollouts:
         return {name: found[name] for name in ("success_rate", "score", "interval", "n") if name in found}
 
 
-def _accelerator(device: str, mixed_precision: str) -> Any:
-    from accelerate import Accelerator
+def _accelerator(device: str, mixed_precision: str, unused: bool = False) -> Any:
+    """`unused`: some parameters get no gradient, which several processes must be told."""
+    from accelerate import Accelerator, DistributedDataParallelKwargs
 
     if device not in ("auto", "cpu", "cuda"):
         raise UserError(f"train.device={device}: give auto, cpu or cuda")
@@ -185,7 +193,8 @@ def _accelerator(device: str, mixed_precision: str) -> Any:
     )
     if precision not in ("no", "bf16"):
         raise UserError(f"train.mixed_precision={mixed_precision}: give auto, no or bf16")
-    return Accelerator(cpu=not cuda, mixed_precision=precision)
+    parallel = DistributedDataParallelKwargs(find_unused_parameters=unused)
+    return Accelerator(cpu=not cuda, mixed_precision=precision, kwargs_handlers=[parallel])
 
 
 def _fit_scales(demos: Demos, config: DictConfig, episodes: Any) -> Spec:
