@@ -42,6 +42,10 @@ class Form(Reading, Protocol):
 
     @property
     def percent(self) -> float: ...
+    @property
+    def pairing(self) -> str: ...  # none, or optimal: which noise an action of the batch is trained with
+    @property
+    def condition_weight(self) -> float: ...
     def draw(self, n: int, generator: torch.Generator) -> Tensor: ...  # training angles [n]
     def target(self, action: Tensor, noise: Tensor, phi: Tensor) -> Tensor: ...
 
@@ -68,9 +72,35 @@ def denoiser(net: Net, form: Reading) -> Denoise:
 def loss(net: Net, form: Form, action: Tensor, cond: Any, generator: torch.Generator) -> Tensor:
     """Mean squared error of the prediction at a random angle. `action`: [b h d], scaled."""
     phi = form.draw(len(action), generator).to(action)
-    noise = normal(action, generator)
+    noise = paired(form, normal(action, generator), action, cond)
     x = wide(phi).cos() * action + wide(phi).sin() * noise
     return (net(*form.enter(x, phi), cond) - form.target(action, noise, phi)).square().mean()
+
+
+def paired(form: Form, noise: Tensor, action: Tensor, cond: Any) -> Tensor:
+    """The rows of `noise` [b h d] in the order that `form.pairing` gives them for these actions."""
+    if form.pairing == "none":
+        return noise
+    return noise[assignment(noise, action, cond if form.condition_weight else None, form.condition_weight)]
+
+
+@torch.no_grad()
+def assignment(noise: Tensor, action: Tensor, cond: Any = None, weight: float = 0.0) -> Tensor:
+    """Which row of noise each action gets, [b], so that the squared distances sum to the least (Pooladian et al., 2023;
+    Tong et al., 2024). With conditions [b ...] a row of noise belongs to the condition it was drawn beside, and `weight`
+    times the squared distance between conditions counts too (conditional optimal transport, Chemseddine et al., 2024)."""
+    from scipy.optimize import linear_sum_assignment
+
+    cost = torch.cdist(action.flatten(1).double(), noise.flatten(1).double()).square()
+    if cond is not None:
+        if not isinstance(cond, Tensor):
+            raise UserError(
+                f"policy.form.condition_weight={weight} compares conditions that are one tensor, this policy's are "
+                f"{type(cond).__name__}: give 0, or pairing=none"
+            )
+        seen = cond.flatten(1).double()
+        cost = cost + weight * torch.cdist(seen, seen).square()
+    return torch.from_numpy(linear_sum_assignment(cost.cpu().numpy())[1]).to(noise.device)
 
 
 Coefficients = Callable[[Tensor, Tensor], tuple[Any, Any]]
@@ -97,12 +127,58 @@ def _pick(name: str, known: dict[str, Coefficients]) -> Coefficients:
     return known[name]
 
 
+PAIRINGS = ("none", "optimal")
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """t is uniform on [0, 1)."""
+
+    def __call__(self, n: int, generator: torch.Generator) -> Tensor:
+        return torch.rand(n, generator=generator, device=generator.device)
+
+
+@dataclass(frozen=True)
+class Beta:
+    """t = low + (1 - low) Beta(alpha, 1), towards the noise (pi0, Black et al., 2024)."""
+
+    alpha: float = 1.5
+    low: float = 0.001
+
+    def __call__(self, n: int, generator: torch.Generator) -> Tensor:
+        return self.quantile(torch.rand(n, generator=generator, device=generator.device))
+
+    def quantile(self, u: Tensor) -> Tensor:
+        """The t below which a share `u` lies."""
+        return self.low + (1 - self.low) * u ** (1 / self.alpha)
+
+
+@dataclass(frozen=True)
+class LogitNormal:
+    """log(t / (1 - t)) ~ N(mean, std^2) (Esser et al., 2024, section 3.1)."""
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __call__(self, n: int, generator: torch.Generator) -> Tensor:
+        return (self.mean + self.std * torch.randn(n, generator=generator, device=generator.device)).sigmoid()
+
+
 @dataclass(frozen=True)
 class Flow:
     """Rectified flow (Liu et al., 2023; Lipman et al., 2023). The network sees (1 - t) action + t noise at clock t, t = 1
-    is noise, and predicts the velocity noise - action, or the clean actions."""
+    is noise, and predicts the velocity noise - action, or the clean actions. Training times follow a `law`.
+
+    `pairing`: optimal gives every action of the batch the noise that is closest overall, which straightens the paths. Over
+    the whole batch that makes the noise depend on what is seen: a policy that acts from any noise then samples another law
+    than the demonstrations' for that observation. `condition_weight` > 0 is the remedy: the larger it is, the more equal
+    the conditions must be for noise to change hands, and in the limit each condition keeps its law.
+    """
 
     predict: str = "velocity"
+    law: Uniform | Beta | LogitNormal = field(default_factory=Uniform)
+    pairing: str = "none"
+    condition_weight: float = 0.0
     percent: ClassVar[float] = 100.0
     targets: ClassVar[dict[str, Coefficients]] = {
         "velocity": lambda cos, sin: (-1.0, 1.0),
@@ -111,9 +187,11 @@ class Flow:
 
     def __post_init__(self) -> None:
         _pick(self.predict, self.targets)
+        if self.pairing not in PAIRINGS:
+            raise unknown("pairing", self.pairing, PAIRINGS)
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
-        t = torch.rand(n, generator=generator, device=generator.device)
+        t = self.law(n, generator)
         return torch.atan2(t, 1 - t)
 
     def enter(self, x: Tensor, phi: Tensor) -> tuple[Tensor, Tensor]:
@@ -135,6 +213,8 @@ class Diffusion:
 
     schedule: Schedule = field(default_factory=Schedule)
     predict: str = "noise"
+    pairing: ClassVar[str] = "none"
+    condition_weight: ClassVar[float] = 0.0
     targets: ClassVar[dict[str, Coefficients]] = {
         "noise": lambda cos, sin: (0.0, 1.0),
         "actions": lambda cos, sin: (1.0, None),
@@ -206,6 +286,8 @@ class Karras:
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     percent: ClassVar[float] = 100.0
+    pairing: ClassVar[str] = "none"
+    condition_weight: ClassVar[float] = 0.0
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
         return self.law(n, self.sigma_min, self.sigma_max, generator).atan()
