@@ -9,3 +9,4 @@ from gymnasium import register
 register("polyarm/PickPlace-v0", entry_point="polyarm.sim.mujoco.pick_place:PickPlace", disable_env_checker=True)
 register("polyarm/PushT-v0", entry_point="polyarm.sim.external.pusht:PushT", disable_env_checker=True)
 register("polyarm/Recall-v0", entry_point="polyarm.sim.mujoco.recall:Recall", disable_env_checker=True)
+register("polyarm/Kitchen-v0", entry_point="polyarm.sim.external.kitchen:Kitchen", disable_env_checker=True)

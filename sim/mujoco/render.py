@@ -20,9 +20,13 @@ from polyarm.spec import UserError
 
 
 def picture(
-    model: mujoco.MjModel, data: mujoco.MjData, camera: str, size: tuple[int, int], shadows: bool = False
+    model: mujoco.MjModel,
+    data: mujoco.MjData,
+    camera: str | mujoco.MjvCamera,
+    size: tuple[int, int],
+    shadows: bool = False,
 ) -> UInt8[np.ndarray, "height width 3"]:
-    """What `camera` sees, rgb. `size` is (height, width), at most (960, 1280).
+    """What `camera` (of the model, or free) sees, rgb. `size` is (height, width), at most (960, 1280).
 
     Shadows cost over ten times the rest on a machine without a GPU. Kinematics and camera poses in `data` must be current.
     Raises `UserError` where no OpenGL can be had.
@@ -76,11 +80,13 @@ class _Canvas:
         self._rect = mujoco.MjrRect(0, 0, width, height)
         self._rgb = np.empty((height, width, 3), np.uint8)
 
-    def draw(self, data: mujoco.MjData, camera: str, shadows: bool) -> np.ndarray:
+    def draw(self, data: mujoco.MjData, camera: str | mujoco.MjvCamera, shadows: bool) -> np.ndarray:
         self._context.make_current()
         self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = shadows
-        view = mujoco.MjvCamera()
-        view.type, view.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, self._model.camera(camera).id
+        view = camera
+        if isinstance(camera, str):
+            view = mujoco.MjvCamera()
+            view.type, view.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, self._model.camera(camera).id
         every = mujoco.mjtCatBit.mjCAT_ALL.value
         mujoco.mjv_updateScene(self._model, data, self._option, None, view, every, self._scene)
         mujoco.mjr_render(self._rect, self._scene, self._mjr)
