@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from polyarm.datasets.demos import ACTION, Demos
-from polyarm.spec import Scale, Spec, UserError, unknown
+from polyarm.rotation import CHANNELS
+from polyarm.spec import ActionSpace, Scale, Spec, UserError, unknown
 
 TINY = 1e-4
 """A channel whose range (limits) or standard deviation (gaussian) is below this is constant."""
@@ -55,12 +56,14 @@ def moments(blocks: Iterable[np.ndarray], names: Sequence[str], what: str) -> Mo
     return Moments(n, low, high, mean, np.sqrt(square / max(n - 1, 1)))
 
 
-def fit(kind: str, rows: Any, names: Sequence[str], what: str, constant: str = "refuse") -> Scale:
+def fit(
+    kind: str, rows: Any, names: Sequence[str], what: str, constant: str = "refuse", as_is: Collection[int] = ()
+) -> Scale:
     """The scale of `rows` [N, d] (anything that can be sliced), in float64, a block at a time.
 
     limits: [min, max] -> [-1, 1]; gaussian: mean 0, standard deviation 1; identity: as it is.
     constant: "refuse" raises `UserError` for a channel that does not vary; "centre" maps it to 0 with gain 1, the published
-    rule. `what` names the rows in errors.
+    rule. `what` names the rows in errors; the channels `as_is` are left as they are.
     """
     if kind not in KINDS:
         raise unknown(f"scale of {what}", kind, KINDS)
@@ -68,6 +71,8 @@ def fit(kind: str, rows: Any, names: Sequence[str], what: str, constant: str = "
         raise unknown("answer to a constant channel", constant, ("refuse", "centre"))
     found = moments((rows[i : i + BLOCK] for i in range(0, len(rows), BLOCK)), names, what)
     gain, offset, still = KINDS[kind](found)
+    left = list(as_is)
+    gain[left], offset[left], still[left] = 1, 0, False
     if still.any() and constant == "refuse":
         i = int(np.argmax(still))
         raise UserError(
@@ -88,7 +93,8 @@ def fit_spec(
 ) -> Spec:
     """`spec` with the scale of every low-dim stream and of the action, fitted on these episodes only.
 
-    kinds: {stream or "action": kind} where one differs from `obs_kind` and `action_kind`. Images are not fitted.
+    kinds: {stream or "action": kind} where one differs from `obs_kind` and `action_kind`. Images are not fitted. Rotations
+    of length 1 (quaternions, 6D) stay as they are, as published.
     """
     kinds = kinds or {}
     low_dim = [s for s in spec.obs.streams if s.low_dim]
@@ -100,15 +106,24 @@ def fit_spec(
     for i in episodes:
         seen[ends[i - 1] if i else 0 : ends[i]] = True
 
-    def fitted(name: str, names: Sequence[str], kind: str, what: str) -> Scale:
-        return fit(kinds.get(name, kind), demos.stream(name)[:][seen], names, what, constant)
+    def fitted(name: str, names: Sequence[str], kind: str, what: str, as_is: Collection[int] = ()) -> Scale:
+        return fit(kinds.get(name, kind), demos.stream(name)[:][seen], names, what, constant, as_is)
 
     streams = tuple(
         replace(s, scale=fitted(s.name, s.names, obs_kind, f"stream {s.name!r}")) if s.low_dim else s
         for s in spec.obs.streams
     )
-    action = replace(spec.action, scale=fitted(ACTION, spec.action.names, action_kind, "the action"))
+    scale = fitted(ACTION, spec.action.names, action_kind, "the action", unit_channels(spec.action))
+    action = replace(spec.action, scale=scale)
     return replace(spec, obs=replace(spec.obs, streams=streams), action=action)
+
+
+def unit_channels(space: ActionSpace) -> set[int]:
+    """Channels of rotations whose numbers lie in [-1, 1] and mean nothing alone."""
+    if space.rotation in ("none", "rotvec"):
+        return set()
+    width = len(CHANNELS[space.rotation])
+    return {i for start in space.rotations for i in range(start, start + width)}
 
 
 def check(spec: Spec) -> None:

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from polyarm.eval.agent import Agent
 from polyarm.eval.score import Outcome
 from polyarm.policies.policy import Policy
+from polyarm.rotation import rows_as, space_as
 from polyarm.sim.vector import ShardedVectorEnv
 from polyarm.spec import Spec, UserError, require_actions, require_obs
 from polyarm.task import count_workers, world_kwargs
@@ -71,7 +72,7 @@ def rollout(
     while len(found) < len(seeds):
         obs = _seat(waiting, rows, worlds, agent, obs, goals)
         for _ in range(agent.n_action_steps):
-            actions = agent.act(obs)
+            actions = rows_as(agent.act(obs), policy.action_space, worlds.world_spec.action.rotation)
             obs, rewards, terminated, truncated, info = worlds.step(actions)
             for i, row in enumerate(rows):
                 if row.index is None:
@@ -89,9 +90,10 @@ def rollout(
 
 
 def require_world(policy: Policy, worlds: Worlds) -> None:
-    """Refuse worlds whose observations or actions mean something else."""
+    """Refuse worlds whose observations or actions mean something else; rotations may have another layout."""
     require_obs(policy.obs_space, worlds.world_spec.obs, "the policy", "the world")
-    require_actions(policy.action_space, worlds.world_spec.action, "the policy", "the world")
+    turned = space_as(worlds.world_spec.action, policy.action_space.rotation)
+    require_actions(policy.action_space, turned, "the policy", "the world")
 
 
 def _seat(

@@ -173,8 +173,10 @@ class ActionSpace:
     horizon: int = 1
     kind: ActionKind = "trajectory"
     rotation: str = "none"
-    """Layout of rotation channels: none | quat_wxyz | rotvec | rot6d_rows | rot6d_columns."""
+    """Layout of rotation channels: none | quat_wxyz | rotvec | rot6d_rows | rot6d_columns (see `polyarm.rotation`)."""
     scale: Scale | None = None
+    rotations: tuple[int, ...] = ()
+    """The first channel of each rotation."""
 
     @property
     def width(self) -> int:
@@ -232,6 +234,7 @@ def require_actions(want: ActionSpace, got: ActionSpace, wanter: str, giver: str
         ("frame", want.frame, got.frame),
         ("kind", want.kind, got.kind),
         ("rotation", want.rotation, got.rotation),
+        ("rotations from channels", list(want.rotations), list(got.rotations)),
     ):
         if a != b:
             raise UserError(
@@ -285,6 +288,9 @@ class Spec:
         for part, scale in zip([data["action"], *data["obs"]["streams"]], scales, strict=True):
             if scale is not None:
                 part["scale"]["hash"] = scale.hash
+        for name in ("rotations",):  # younger than the schema: written only where they say something
+            if not data["action"][name]:
+                del data["action"][name]
         return data
 
     @classmethod

@@ -11,11 +11,19 @@ from polyarm.config import cpus
 from polyarm.datasets.demos import Demos
 from polyarm.datasets.field import Field, FieldStore
 from polyarm.datasets.store import Store
+from polyarm.datasets.turned import Turned
 from polyarm.spec import Spec, UserError
 
 
 def open_demos(task: DictConfig) -> Demos:
-    """The task's demonstrations. A store of polyarm's own says what its numbers mean; for the field's files the world does."""
+    """The task's demonstrations, with the actions' rotations as `action_rotation` says. A store of polyarm's own says what its
+    numbers mean; for the field's files the world does."""
+    demos = _open_demos(task)
+    layout = task.get("action_rotation")
+    return demos if layout is None else Turned(demos, layout)
+
+
+def _open_demos(task: DictConfig) -> Demos:
     path = Path(task.demos.path)
     if not path.exists():
         hint = f"make them with `polyarm collect task={task.name}`" if task.expert else "put them there"
