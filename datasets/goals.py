@@ -41,15 +41,22 @@ class Goals(torch.utils.data.Dataset):
     """Windows whose clips also hold goals: obs "goal.<stream>" [b k g ...] for every stream of `spec`, and "goal.given" [b k],
     false where what is left of the episode is too short for a goal.
 
+    A goal lies after a window's first `after` rows: as published after all of it. With `last`, where nothing is left the goal
+    is the episode's last rows: without, a policy of chunks would never learn with a goal how an episode ends.
+
     Item `epoch * len(windows) + i` is window i with the goal of that epoch: a pure function of (seed, epoch, i).
     """
 
     by_epoch = True
 
-    def __init__(self, windows: Windows, demos: Demos, spec: Spec, *, length: int, seed: int) -> None:
+    def __init__(
+        self, windows: Windows, demos: Demos, spec: Spec, *, length: int, seed: int,
+        after: int | None = None, last: bool = False,
+    ) -> None:  # fmt: skip
         if length < 1:
             raise UserError(f"goals of {length} rows: give 1 or more")
         self.windows, self.length, self.seed = windows, length, seed
+        self.after, self.last = after, last
         self._stop = demos.episode_ends[windows.episode]
         self._start = np.insert(demos.episode_ends, 0, 0)[windows.episode] + windows.start
         self._streams: dict[str, Rows] = {
@@ -68,9 +75,14 @@ class Goals(torch.utils.data.Dataset):
         epoch, index = np.divmod(np.asarray(items), len(self))
         clip = self.windows.__getitems__(index)
         k, horizon = clip.action.shape[1:3]
-        end = self._start[index, None] + self.windows.stride * np.arange(k) + horizon
+        end = (
+            self._start[index, None]
+            + self.windows.stride * np.arange(k)
+            + (horizon if self.after is None else self.after)
+        )
         share = uniform(self.seed, np.repeat(epoch[:, None], k, 1), index[:, None] * k + np.arange(k))
         rows, given = future(end, np.repeat(self._stop[index, None], k, 1), self.length, share)
+        given = given | self.last
         goals = {f"goal.{name}": torch.from_numpy(x[rows]) for name, x in self._streams.items()}
         return Clip(clip.obs | goals | {"goal.given": torch.from_numpy(given)}, clip.action, clip.reset)
 

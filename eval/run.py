@@ -56,12 +56,7 @@ def evaluate(
         raise UserError(f"eval.episodes={e.episodes}: give at least 1")
     torch.set_num_threads(int(e.threads))
     device = pick_device(e.device)
-    policy: Policy = checkpoint.load(folder, config, device)
-    if len(folders) > 1:
-        parts = [policy, *(checkpoint.load(f, device=device) for f in folders[1:])]
-        policy = Mixture(
-            parts, [float(w) for w in weights], policy.sampler if "sampler" in " ".join(overrides) else None
-        )
+    policy = load_policy(folders, config, overrides, weights, device)
     seeds = list(range(e.seed, e.seed + e.episodes))
     worlds = make_worlds(config, min(e.n_envs, len(seeds)))
     try:
@@ -158,28 +153,40 @@ def film(config: DictConfig, played: Sequence[Played], folder: Path) -> list[tup
     return clips
 
 
+def load_policy(
+    folders: Sequence[Path], config: DictConfig, overrides: Sequence[str], weights: Sequence[float], device: torch.device
+) -> Policy:
+    """The checkpoint's policy, the first with the settings of `config`; or the mixture of several."""
+    policy = checkpoint.load(folders[0], config, device)
+    if len(folders) == 1:
+        return policy
+    parts = [policy, *(checkpoint.load(f, device=device) for f in folders[1:])]
+    return Mixture(parts, [float(w) for w in weights], policy.sampler if "sampler" in " ".join(overrides) else None)
+
+
 def time_chunks(
     policy: Policy, worlds: Worlds, seed: int, device: torch.device, n: int = 30
 ) -> tuple[list[float], int]:
-    """Milliseconds to plan one chunk for one world, n times, and the network evaluations each takes."""
+    """Milliseconds to plan one chunk for one world, n times, and the network evaluations each takes: calls of the policy's
+    bodies, where one whose gradient is taken counts three (the way back costs about two ways there)."""
     mask = np.zeros(worlds.num_envs, bool)
     mask[0] = True
     obs, _ = worlds.reset(seed=[seed, *[None] * (worlds.num_envs - 1)], options={"reset_mask": mask})
     agent = Agent(policy, 1, 1, device=device)
     count = 0
-    denoise = policy.denoise
 
-    def counted(*arguments: Any) -> Any:
+    def counted(module: Any, inputs: Any, output: Any) -> None:
         nonlocal count
-        count += 1
-        return denoise(*arguments)
+        count += 3 if any(isinstance(x, torch.Tensor) and x.requires_grad for x in inputs) else 1
 
-    policy.denoise = counted  # type: ignore[assignment, method-assign]
+    bodies = [part.body for part in getattr(policy, "parts", [policy]) if hasattr(part, "body")]
+    hooks = [body.register_forward_hook(counted) for body in bodies]
     try:
         for _ in range(n + 1):
             agent.act({name: x[:1] for name, x in obs.items()})
     finally:
-        del policy.denoise
+        for hook in hooks:
+            hook.remove()
     return [round(1000 * s, 3) for s in agent.seconds[1:]], count // (n + 1)
 
 

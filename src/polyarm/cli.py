@@ -142,6 +142,17 @@ def _parts(words: list[str]) -> tuple[list[Path], list[float], list[str]]:
     return sources, weights, settings
 
 
+def _bench(words: list[str]) -> Any:
+    from polyarm.bench import bench
+    from polyarm.config import options
+
+    if not words or "=" in words[0]:
+        raise UserError(
+            f"polyarm bench needs the name of a bench as its first word, one of {', '.join(options('bench'))}"
+        )
+    return bench(words[0], words[1:])
+
+
 def _collect(words: list[str]) -> Any:
     from polyarm.collect import collect_task
     from polyarm.config import compose
@@ -227,6 +238,13 @@ COMMANDS = {
         "DIR is the output_dir of a training run, or one of its checkpoints. Results: result.json, report.html, clips/.\n"
         "Several are mixed while they denoise, with weights that sum to one (default: equal).\n"
         "policy.sampler.angles.steps=N changes the denoising steps, eval.n_action_steps=N the rows executed of each chunk.",
+    ),
+    "bench": Command(
+        _bench, "Train and judge many policies on equal terms; a table and a figure",
+        "bench NAME [core_seconds=S] [episodes=N] [tasks=[...]] [only=[...]] [output_dir=DIR]",
+        "NAME is a file of configs/bench, which says what is trained, on what, and what is varied. The same command goes on\n"
+        "where it stopped, and adds what is new. Results: results.json, table.md, figure.png.\n",
+        ("bench",),
     ),
     "data": Command(_data, "Look at demonstrations", "data info PATH [--json]"),
     "doctor": Command(_doctor, "Say what this machine has and what is missing", "doctor [--json]"),

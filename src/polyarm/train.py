@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,50 @@ def fit(config: DictConfig) -> Path:
     The folder holds config.yaml, log.jsonl, tensorboard/ and checkpoints/step_*, with checkpoints/last for the newest.
     If it holds a run of the same settings, that run goes on from its last checkpoint.
     """
-    t = config.train
     run = Path(config.output_dir)
+    job = _prepare(config)
+    start = _begin(run, config, job.accelerator.is_main_process)
+    learner = Learner.create(job.policy, config, job.accelerator)
+    if start is not None:
+        learner.load(torch.load(start / "train_state.pt", map_location="cpu", weights_only=True))
+    loader = _loader(config, job.policy, job.demos, job.spec, job.train_episodes, learner)
+    held_out = None
+    if len(job.val_episodes):
+        held_out = _loader(config, job.policy, job.demos, job.spec, job.val_episodes)
+    _loop(learner, iter(loader), held_out, config, job.spec, run)
+    return run
+
+
+def seconds_per_step(config: DictConfig, steps: int = 40) -> float:
+    """Processor seconds of a training step (wall seconds on a GPU), from a few steps that leave nothing behind."""
+    job = _prepare(config)
+    learner = Learner.create(job.policy, config, job.accelerator)
+    cuda = job.accelerator.device.type == "cuda"
+    clock = time.perf_counter if cuda else time.process_time
+    batches = iter(_loader(config, job.policy, job.demos, job.spec, job.train_episodes, learner))
+    for i in range(steps + steps // 4):
+        if i == steps // 4:
+            began = clock()
+        learner.update(next(batches).to(job.accelerator.device))
+    if cuda:
+        torch.cuda.synchronize()
+    return (clock() - began) / steps
+
+
+@dataclass
+class _Job:
+    """What training starts from; nothing is written yet."""
+
+    accelerator: Any
+    demos: Demos
+    spec: Spec
+    policy: Any
+    train_episodes: Any
+    val_episodes: Any
+
+
+def _prepare(config: DictConfig) -> _Job:
+    t = config.train
     torch.set_num_threads(int(t.threads))
     accelerator = _accelerator(t.device, t.mixed_precision, unused=config.policy.get("n_chunks") == 1)
     demos = open_demos(config.task)
@@ -50,17 +93,8 @@ def fit(config: DictConfig) -> Path:
     )
     spec = _fit_scales(demos, config, train_episodes)
     _require_limit(config)
-
     torch.manual_seed(t.seed)
-    policy = build(config.policy, spec)
-    start = _begin(run, config, accelerator.is_main_process)
-    learner = Learner.create(policy, config, accelerator)
-    if start is not None:
-        learner.load(torch.load(start / "train_state.pt", map_location="cpu", weights_only=True))
-    loader = _loader(config, policy, demos, spec, train_episodes, learner)
-    held_out = _loader(config, policy, demos, spec, val_episodes) if len(val_episodes) else None
-    _loop(learner, iter(loader), held_out, config, spec, run)
-    return run
+    return _Job(accelerator, demos, spec, build(config.policy, spec), train_episodes, val_episodes)
 
 
 def _loop(
@@ -128,7 +162,10 @@ def _loader(
         return ChainLoader(windows, t.batch_size, k=policy.n_chunks, interval=policy.reset_interval, **shared)
     items: Items = windows
     if goal_steps := getattr(policy, "goal_steps", 0):
-        items = Goals(windows, demos, Spec(policy.obs_space, spec.action), length=goal_steps, seed=t.seed)
+        items = Goals(
+            windows, demos, Spec(policy.obs_space, spec.action), length=goal_steps, seed=t.seed,
+            after=policy.n_obs_steps, last=policy.action_space.horizon > policy.n_obs_steps,
+        )  # fmt: skip
     return Loader(items, t.batch_size, partial=learner is None, **shared)
 
 
