@@ -77,7 +77,7 @@ def evaluate(
             if len(folders) > 1
             else {}
         ),
-        **summary([p.outcome for p in played], config.task.measure),
+        **summary([p.outcome for p in played], config.task.measure, stages=len(worlds.stages)),
         "n_action_steps": e.n_action_steps or policy.n_action_steps,
         "network_evaluations": evaluations,
         "latency_ms": latency,
@@ -90,7 +90,7 @@ def evaluate(
     low, high = result["interval"]
     print(
         f"{result['measure']} {result[HEADLINE[result['measure']]]:.3f} on {result['n']} fresh seeds, "
-        f"{result['interval_kind']} interval {low:.3f} to {high:.3f}\nreport: {out / 'report.html'}",
+        f"{result['interval_kind']} interval {low:.3f} to {high:.3f}{_stages(result)}\nreport: {out / 'report.html'}",
         file=sys.stderr,
     )
     return result
@@ -229,6 +229,11 @@ def machine(device: torch.device) -> dict[str, Any]:
         ]
         cpu = names[0] if names else cpu
     return {"cpu": cpu, "cores": cpus(), "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None}
+
+
+def _stages(result: dict[str, Any]) -> str:
+    shares = ", ".join(f"{name} {share:.2f}" for name, share in result.get("stages", {}).items())
+    return f"\nepisodes with at least n subtasks done: {shares}" if shares else ""
 
 
 def _running(done: list[Outcome], measure: str) -> str:

@@ -25,8 +25,10 @@ class Outcome:
     steps: int
 
 
-def summary(outcomes: Sequence[Outcome], measure: str, level: float = 0.95) -> dict[str, Any]:
+def summary(outcomes: Sequence[Outcome], measure: str, level: float = 0.95, stages: int = 0) -> dict[str, Any]:
     """Success rate, mean score and the interval of the headline `measure` ("success" or "score") at `level`.
+
+    `stages`: of a world whose score is the share done of so many subtasks; adds how often at least 1, 2, ... were done.
 
     Plain data, ready for JSON. Refuses no episodes and repeated seeds: a seed played twice is one draw, not two.
     """
@@ -47,12 +49,18 @@ def summary(outcomes: Sequence[Outcome], measure: str, level: float = 0.95) -> d
         "measure": measure,
         "success_rate": wins / n,
         "score": float(scores.mean()),
+        **({"stages": at_least(scores, stages)} if stages else {}),
         "n": n,
         "interval": [lo, hi],
         "interval_kind": f"{'Wilson' if measure == 'success' else 'bootstrap'} {100 * level:g} %",
         "seeds": seeds,
         "per_seed": [asdict(o) for o in outcomes],
     }
+
+
+def at_least(scores: Float[np.ndarray, "n"], stages: int) -> dict[str, float]:
+    """{"p1": share of episodes with one subtask or more, "p2": ...}, from scores that are multiples of 1 / stages."""
+    return {f"p{k}": float(np.mean(scores * stages > k - 0.5)) for k in range(1, stages + 1)}
 
 
 def wilson(wins: int, n: int, level: float = 0.95) -> tuple[float, float]:

@@ -45,8 +45,9 @@ class Shard:
     def about(self) -> dict[str, Any]:
         """What the vector environment says of itself."""
         env = self.envs[0]
-        spec = getattr(env.unwrapped, "world_spec", None)
-        return {"obs": env.observation_space, "action": env.action_space, "metadata": env.metadata, "world_spec": spec}
+        about = {"obs": env.observation_space, "action": env.action_space, "metadata": env.metadata}
+        world = env.unwrapped
+        return about | {"world_spec": getattr(world, "world_spec", None), "stages": getattr(world, "stages", ())}
 
     def reset(self, mask: np.ndarray, seeds: Sequence[int | None], options: dict[str, Any] | None) -> Batch:
         """Resets the rows where `mask` [b]."""

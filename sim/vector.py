@@ -132,7 +132,7 @@ class ShardedVectorEnv(VectorEnv):
         except BaseException:
             self.close()
             raise
-        self._world_spec = about["world_spec"]
+        self._world_spec, self._stages = about["world_spec"], tuple(about["stages"])
         self.metadata = about["metadata"] | self.metadata
         self.single_observation_space, self.single_action_space = about["obs"], about["action"]
         self.observation_space = batch_space(about["obs"], n_envs)
@@ -142,6 +142,11 @@ class ShardedVectorEnv(VectorEnv):
     @property
     def world_spec(self) -> Spec:
         return self._world_spec
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The subtasks whose share done is the reward; empty for a world that names none."""
+        return self._stages
 
     def reset(self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None):
         """Resets the rows of `options["reset_mask"]` [n] (default: all); other options go to each environment.

@@ -22,6 +22,8 @@ class World(Protocol):
     - The world truncates itself at its `max_steps` constructor argument.
     - All randomness comes from `reset(seed=...)`: the same seed and the same actions give the same observations to the bit.
     - Actions are clipped to `action_space`; one that is not finite raises `UserError`.
+    - A world whose reward is the share done of several subtasks names them in `stages`.
+    - A world that can say what is to be seen at the end has `goal()`, {stream: array}; goal-conditioned policies need it.
     """
 
     observation_space: spaces.Dict
