@@ -239,7 +239,7 @@ def _fit_scales(demos: Demos, config: DictConfig, episodes: Any) -> Spec:
     spec = Spec(spec.obs.pick(config.task.streams), spec.action, {**spec.versions, **versions()})
     return fit_spec(
         demos, spec, obs_kind=config.task.obs_scale, action_kind=config.task.action_scale, episodes=episodes,
-        constant=config.data.constant,
+        constant=config.data.constant, kinds=config.task.get("scales"),
     )  # fmt: skip
 
 
