@@ -19,7 +19,7 @@ from jaxtyping import Float
 from polyarm.sim.mujoco import so101
 from polyarm.sim.mujoco.render import picture
 from polyarm.sim.world import command, observation_space
-from polyarm.spec import ActionSpace, ObsSpace, Spec, Stream
+from polyarm.spec import ActionSpace, ObsSpace, Spec, Stream, UserError
 
 VERSION = "Recall-v0.1"
 RATE_HZ, TIMESTEP_S = 20.0, 0.005
@@ -60,6 +60,9 @@ class Recall(gym.Env):
     rad of all joints but the roll, clipped to the limits; roll and fingers are held. A touch counts only when armed, by
     having been within 3 cm of the dock since the last one; the wrong pad ends the episode without success, the third
     right one with it, reward 1.
+
+    `seen_steps`: the pads' streams are zeros from this observation on, so that where they lie is to be remembered as well.
+    `pause_steps`: for up to so many steps at the start, drawn by the seed, the arm takes no command and time stands still.
     """
 
     observation_space: spaces.Dict
@@ -67,8 +70,18 @@ class Recall(gym.Env):
     metadata = {"render_modes": ["rgb_array"], "render_fps": RATE_HZ}  # noqa: RUF012  as gymnasium declares it
 
     def __init__(
-        self, max_steps: int = 200, render_size: Sequence[int] = (240, 320), render_mode: str = "rgb_array"
+        self,
+        max_steps: int = 200,
+        seen_steps: int | None = None,
+        pause_steps: int = 0,
+        render_size: Sequence[int] = (240, 320),
+        render_mode: str = "rgb_array",
     ) -> None:
+        if (seen_steps is not None and seen_steps < 1) or pause_steps < 0:
+            raise UserError(
+                f"seen_steps={seen_steps}, pause_steps={pause_steps}: give 1 or more (null: always), and 0 or more"
+            )
+        self.seen_steps, self.pause_steps = seen_steps, pause_steps
         self.max_steps, self.render_mode = max_steps, render_mode
         self.render_size = (int(render_size[0]), int(render_size[1]))
         obs = ObsSpace(STREAMS, RATE_HZ)
@@ -97,10 +110,16 @@ class Recall(gym.Env):
         self.data.qpos[5:7] = self.data.ctrl[5] = FINGERS_M
         self.data.mocap_pos[:, :2] = [self.pads["A"], self.pads["B"]]
         self._refresh()
+        # the last draw of the reset: a pause leaves the places as they are without
+        self._pause = int(self.np_random.integers(self.pause_steps + 1)) if self.pause_steps else 0
         return self._obs(), {"is_success": False}
 
     def step(self, action: np.ndarray):
-        self.data.ctrl[:4] = command(action, self.action_space, "Recall")
+        wanted = command(action, self.action_space, "Recall")
+        if self._pause:
+            self._pause -= 1
+            return self._obs(), 0.0, False, False, {"is_success": False}
+        self.data.ctrl[:4] = wanted
         mujoco.mj_step(self.model, self.data, nstep=round(1 / (RATE_HZ * TIMESTEP_S)))
         self._refresh()
         self._touch()
@@ -145,7 +164,8 @@ class Recall(gym.Env):
 
     def _obs(self) -> dict[str, np.ndarray]:
         noisy = self.joints + NOISE_RAD * self.np_random.standard_normal(5)
-        obs = {"joint_pos": noisy, "pad_a": self.pads["A"], "pad_b": self.pads["B"]}
+        seen = self.seen_steps is None or round(self.time_s * RATE_HZ) < self.seen_steps
+        obs = {"joint_pos": noisy, "pad_a": self.pads["A"] * seen, "pad_b": self.pads["B"] * seen}
         return {name: np.asarray(value, np.float32) for name, value in obs.items()}
 
 

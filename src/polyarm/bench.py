@@ -81,7 +81,7 @@ def bench(name: str, words: Sequence[str]) -> dict[str, Any]:
     rows = [r for r in _ordered(played, tasks, config) if r["key"] in played]
     _write(out, {r["key"]: r for r in rows} | played)
     (out / "table.md").write_text(table(rows))
-    figure(rows, out / "figure.png")
+    figure(rows, out / "figure.png", config.get("x_label"))
     print(f"{table(rows)}\n{out / 'table.md'}\n{out / 'figure.png'}", file=sys.stderr)
     return {"rows": rows}
 
@@ -148,12 +148,9 @@ def _run(out: Path, task: str, entry: str) -> Path:
 def _points(task: str, entry: str, what: Any, out: Path) -> list[Judged]:
     run = (str(_run(out, task, entry)),)
     group, x = what.get("group", entry), what.get("x")
-    points = [
-        Judged(task, group, run, (f"{key}={value}",), x=x)
-        for key, values in (what.get("sweep") or {}).items()
-        for value in values
-    ]
-    return points or [Judged(task, group, run, (), x=x)]
+    sets = [(f"{key}={value}",) for key, values in (what.get("sweep") or {}).items() for value in values]
+    sets += [tuple(settings) for settings in what.get("points") or ([] if sets else [()])]
+    return [Judged(task, group, run, settings, x=x) for settings in sets]
 
 
 def _mixtures(config: DictConfig, task: str, about: Any, entries: Any, out: Path) -> list[tuple[Any, ...]]:
@@ -330,23 +327,20 @@ def _short(setting: str) -> str:
     return f"{key.rpartition('.')[2].replace('act_steps', 'steps')} {value}"
 
 
-def figure(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Value with its interval, a row of panels a task: over network evaluations and milliseconds a chunk, or over x."""
+def figure(rows: Sequence[dict[str, Any]], path: Path, x_label: str | None = None) -> None:
+    """Value with its interval, a row of panels a task: over network evaluations and milliseconds a chunk; over the entries'
+    x where it has a label."""
     import matplotlib as mpl
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
     single = [r for r in rows if len(r["runs"]) == 1]
-    tasks, names = list(dict.fromkeys(r["task"] for r in single)), list(dict.fromkeys(r["name"] for r in single))
     if not single:
         return
-    given = all(r["x"] is not None for r in single)
-    axes_of = (
-        [("x", single[0].get("x_label") or "setting")]
-        if given
-        else [("evaluations", "network evaluations a chunk"), ("ms", "milliseconds a chunk")]
-    )
+    tasks, names = list(dict.fromkeys(r["task"] for r in single)), list(dict.fromkeys(r["name"] for r in single))
+    axes_of = [("evaluations", "network evaluations a chunk"), ("ms", "milliseconds a chunk")]
+    axes_of = axes_of if x_label is None else [("x", x_label)]
     fig, axes = plt.subplots(
         len(tasks),
         len(axes_of),
@@ -360,7 +354,8 @@ def figure(rows: Sequence[dict[str, Any]], path: Path) -> None:
         for (key, label), ax in zip(axes_of, row, strict=True):
             for i, name in enumerate(names):
                 mine = sorted(
-                    (r for r in single if (r["task"], r["name"]) == (task, name) and key in r), key=lambda r: r[key]
+                    (r for r in single if (r["task"], r["name"]) == (task, name) and r.get(key) is not None),
+                    key=lambda r: r[key],
                 )
                 if not mine:
                     continue
