@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import mimetypes
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ def write_report(
     log: Sequence[Mapping[str, Any]] | None = None,
     data_card: Mapping[str, Any] | None = None,
     clips: Sequence[tuple[Path, str]] = (),
+    energies: Sequence[tuple[bool, np.ndarray]] = (),
     config_yaml: str | None = None,
 ) -> None:
     """Write the report of an evaluation; makes the folder.
@@ -41,6 +42,7 @@ def write_report(
     env.filters.update(short=charts.short, duration=duration, size=size)
     page = env.from_string(files("polyarm.eval").joinpath("report.html").read_text(encoding="utf-8")).render(
         title=title, r=result, head=headline(result), episodes=episodes(result), latency=latency(result),
+        energy=energy(energies),
         training=training(log or (), result["measure"]), card=data_card, clips=[embed(*c) for c in clips],
         config=config_yaml, picture=charts,
     )  # fmt: skip
@@ -120,6 +122,23 @@ def latency(result: Mapping[str, Any]) -> dict[str, Any] | None:
     marks = [(f"median {median:.1f} ms", "median", median), (f"95th percentile {p95:.1f} ms", "tail", p95)]
     chart = charts.histogram("Time to plan one chunk", "time, ms", "chunks", [("", "ok", ms)], marks)
     return {"median": median, "p95": p95, "charts": [chart] if chart else []}
+
+
+MOST_EPISODES = 12
+"""Episodes whose energies are drawn: more are a thicket."""
+
+
+def energy(energies: Sequence[tuple[bool, np.ndarray]]) -> charts.Chart | None:
+    """Energy of the executed chunk over the steps of some episodes, failed ones first."""
+    some = sorted(energies, key=lambda e: e[0])[:MOST_EPISODES]
+    if not some:
+        return None
+    curves = [
+        charts.Line("solved" if won else "failed", "ok" if won else "bad", np.arange(len(y), dtype=float), y)
+        for won, y in some
+    ]
+    chart = charts.lines("Energy of the executed chunk", "step of the episode", "energy", curves)
+    return replace(chart, legend=list(dict.fromkeys(chart.legend)))
 
 
 def training(log: Sequence[Mapping[str, Any]], measure: str) -> dict[str, Any] | None:

@@ -25,6 +25,7 @@ from polyarm.eval.video import write_mp4
 from polyarm.log import read_log
 from polyarm.policies import checkpoint
 from polyarm.policies.mixture import Mixture
+from polyarm.policies.pick import Picked
 from polyarm.policies.policy import Policy
 from polyarm.progress import Bar
 from polyarm.spec import Spec, UserError
@@ -97,11 +98,12 @@ def evaluate(
 
 
 def write(out: Path, result: dict[str, Any], played: list[Played], config: DictConfig, folder: Path) -> None:
-    """result.json, episodes.npz (the actions that replay every episode), clips and report.html."""
+    """result.json, episodes.npz (the actions that replay every episode; energies), clips and report.html."""
     from polyarm.datasets.info import info
 
     out.mkdir(parents=True, exist_ok=True)
     actions: dict[str, Any] = {f"seed_{p.outcome.seed}": p.actions for p in played}
+    actions |= {f"energy_{p.outcome.seed}": p.energy for p in played if p.energy is not None}
     np.savez_compressed(out / "episodes.npz", **actions)
     clips = film(config, choose(played, config.eval.videos), out / "clips")
     run = folder.parent.parent
@@ -113,7 +115,8 @@ def write(out: Path, result: dict[str, Any], played: list[Played], config: DictC
         out / "report.html", title=f"{result['policy']} on {config.task.name}", result=result,
         log=read_log(run / "log.jsonl") or None,
         data_card=info(open_demos(config.task)) if demos.exists() else None,
-        clips=clips, config_yaml=(folder / "config.yaml").read_text(),
+        clips=clips, energies=[(p.outcome.success, p.energy) for p in played if p.energy is not None],
+        config_yaml=(folder / "config.yaml").read_text(),
     )  # fmt: skip
 
 
@@ -154,14 +157,25 @@ def film(config: DictConfig, played: Sequence[Played], folder: Path) -> list[tup
 
 
 def load_policy(
-    folders: Sequence[Path], config: DictConfig, overrides: Sequence[str], weights: Sequence[float], device: torch.device
+    folders: Sequence[Path],
+    config: DictConfig,
+    overrides: Sequence[str],
+    weights: Sequence[float],
+    device: torch.device,
 ) -> Policy:
-    """The checkpoint's policy, the first with the settings of `config`; or the mixture of several."""
-    policy = checkpoint.load(folders[0], config, device)
-    if len(folders) == 1:
+    """The checkpoint's policy, the first with the settings of `config`; or the mixture of several. With eval.pick above 1
+    the best of so many chunks by the first part that has an energy."""
+    first = checkpoint.load(folders[0], config, device)
+    parts = [first, *(checkpoint.load(f, device=device) for f in folders[1:])]
+    policy = first
+    if len(parts) > 1:
+        policy = Mixture(
+            parts, [float(w) for w in weights], first.sampler if "sampler" in " ".join(overrides) else None
+        )
+    if config.eval.pick == 1:
         return policy
-    parts = [policy, *(checkpoint.load(f, device=device) for f in folders[1:])]
-    return Mixture(parts, [float(w) for w in weights], policy.sampler if "sampler" in " ".join(overrides) else None)
+    judge = next((p for p in parts if hasattr(p, "energy")), first)
+    return Picked(policy, policy if judge is first and len(parts) == 1 else judge, config.eval.pick)
 
 
 def time_chunks(
@@ -179,7 +193,7 @@ def time_chunks(
         nonlocal count
         count += 3 if any(isinstance(x, torch.Tensor) and x.requires_grad for x in inputs) else 1
 
-    bodies = [part.body for part in getattr(policy, "parts", [policy]) if hasattr(part, "body")]
+    bodies = [part.body for part in _parts(policy) if hasattr(part, "body")]
     hooks = [body.register_forward_hook(counted) for body in bodies]
     try:
         for _ in range(n + 1):
@@ -188,6 +202,13 @@ def time_chunks(
         for hook in hooks:
             hook.remove()
     return [round(1000 * s, 3) for s in agent.seconds[1:]], count // (n + 1)
+
+
+def _parts(policy: Any) -> list[Any]:
+    """The trained policies within a policy."""
+    if not hasattr(policy, "parts"):
+        return [policy]
+    return list({id(p): p for part in policy.parts for p in ([part] if part is policy else _parts(part))}.values())
 
 
 def default_output(folder: Path, parts: int) -> Path:

@@ -20,6 +20,7 @@ from torch import Tensor
 from polyarm.policies.generate.compose import Weights, mix
 from polyarm.policies.generate.sample import Sampler
 from polyarm.policies.policy import GOAL, Obs, Policy, State, require_scale
+from polyarm.relative import describe
 from polyarm.spec import ObsSpace, Stream, UserError, require_actions
 
 
@@ -33,7 +34,7 @@ class Mixture:
     def __init__(self, policies: Sequence[Policy], weights: Weights, sampler: Sampler | None = None):
         first = policies[0]
         for other in policies[1:]:
-            _require_alike(first, other)
+            require_alike(first, other)
         for part in policies:
             if getattr(part, "past_rows", 0):
                 raise UserError(
@@ -50,7 +51,7 @@ class Mixture:
             self._asked = [i for i, w in enumerate(weights) if bool(torch.as_tensor(w).any())]
             self._mixed = mix([policies[i].denoise for i in self._asked], [weights[i] for i in self._asked])
         self.name = " + ".join(p.name for p in policies)
-        self.obs_space = _union([p.obs_space for p in policies])
+        self.obs_space = union([p.obs_space for p in policies])
         self.action_space = first.action_space
         self.n_obs_steps = max(p.n_obs_steps for p in policies)
         self.n_action_steps = min(p.n_action_steps for p in policies)
@@ -77,11 +78,17 @@ class Mixture:
         return self._mixed(x, phi, cond)
 
 
-def _require_alike(first: Policy, other: Policy) -> None:
+def require_alike(first: Policy, other: Policy) -> None:
     """Refuse parts whose chunks mean different things, naming what differs first and the remedy."""
     a, b = first.action_space, other.action_space
     mine, theirs = f"policy {first.name}", f"policy {other.name}"
     require_actions(a, b, mine, theirs)
+    for name, one, two in zip(a.names, a.relative or ("",) * a.width, b.relative or ("",) * b.width, strict=True):
+        if one != two:
+            raise UserError(
+                f"action channel {name!r} is {describe(one)} in {mine}, {describe(two)} in {theirs}: train both with the same "
+                "task.action_relative"
+            )
     if a.horizon != b.horizon or first.n_obs_steps != other.n_obs_steps:
         raise UserError(
             f"{mine} has horizon {a.horizon} and n_obs_steps {first.n_obs_steps}, {theirs} {b.horizon} and {other.n_obs_steps}: "
@@ -96,7 +103,7 @@ def _require_alike(first: Policy, other: Policy) -> None:
             )
 
 
-def _union(spaces: Sequence[ObsSpace]) -> ObsSpace:
+def union(spaces: Sequence[ObsSpace]) -> ObsSpace:
     """All streams of all parts; one that several name must be the same thing in each."""
     streams: dict[str, Stream] = {}
     for space in spaces:

@@ -22,6 +22,8 @@ ROOT = "polyarm"
 """Name of the root file in configs/."""
 PACKAGES = {"body": "policy.body", "encoder": "policy.encoder", "sampler": "policy.sampler"}
 """Where a group's settings go, if not under its own name."""
+SECTIONS = ("data", "train", "eval", "collect")
+"""Parts of the root file whose settings every configuration has."""
 NESTED = {"sampler": "sampler@policy.sampler"}
 """Groups that a policy's own file chooses from, and hydra's name for them; a command line says plainly `sampler=ddpm`."""
 
@@ -47,7 +49,10 @@ def hydra_name(word: str) -> str:
 
 def override(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
     """A checkpoint's own configuration under the overrides of a command line: keys as `a.b=1`, or a whole `task=NAME`."""
-    config = config.copy()
+    config, plain = config.copy(), compose([])
+    OmegaConf.set_struct(config, False)
+    for section in SECTIONS:  # settings that are younger than the checkpoint have their defaults
+        config[section] = OmegaConf.merge(plain[section], config[section])
     OmegaConf.set_struct(config, True)
     for text in overrides:
         key, found, value = text.partition("=")
@@ -62,7 +67,7 @@ def override(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
             OmegaConf.update(config, key, OmegaConf.from_dotlist([f"x={value}"]).x)
         except OmegaConfBaseException as e:
             raise explain(e, overrides) from e
-    _require_types(config, compose([]))
+    _require_types(config, plain)
     return config
 
 
@@ -81,7 +86,7 @@ def make(node: DictConfig) -> Any:
 
 def _require_types(config: DictConfig, plain: DictConfig) -> None:
     """Numbers stay numbers and switches switches, as in the root file."""
-    for section in ("data", "train", "eval", "collect"):
+    for section in SECTIONS:
         for name, default in plain[section].items():
             value = config[section][name]
             if value is None and name == "grad_clip":
