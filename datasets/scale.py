@@ -90,11 +90,13 @@ def fit_spec(
     episodes: Sequence[int] | np.ndarray,
     constant: str = "refuse",
     kinds: Mapping[str, str] | None = None,
+    actions: Any = None,
 ) -> Spec:
     """`spec` with the scale of every low-dim stream and of the action, fitted on these episodes only.
 
     kinds: {stream or "action": kind} where one differs from `obs_kind` and `action_kind`. Images are not fitted. Rotations
-    of length 1 (quaternions, 6D) stay as they are, as published.
+    of length 1 (quaternions, 6D) stay as they are, as published. `actions`: the rows that policies learn, where they are not
+    the demonstrations' (`datasets.relative`).
     """
     kinds = kinds or {}
     low_dim = [s for s in spec.obs.streams if s.low_dim]
@@ -107,7 +109,8 @@ def fit_spec(
         seen[ends[i - 1] if i else 0 : ends[i]] = True
 
     def fitted(name: str, names: Sequence[str], kind: str, what: str, as_is: Collection[int] = ()) -> Scale:
-        return fit(kinds.get(name, kind), demos.stream(name)[:][seen], names, what, constant, as_is)
+        rows = demos.stream(name)[:][seen] if name != ACTION or actions is None else actions
+        return fit(kinds.get(name, kind), rows, names, what, constant, as_is)
 
     streams = tuple(
         replace(s, scale=fitted(s.name, s.names, obs_kind, f"stream {s.name!r}")) if s.low_dim else s

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from polyarm import relative
 from polyarm.policies.generate.forms import Noise, normal
 from polyarm.policies.generate.sample import Sampler
 from polyarm.spec import ActionSpace, Clip, ObsSpace, UserError
@@ -18,7 +19,8 @@ Obs = dict[str, Tensor]
 GOAL = "goal."
 """`obs["goal.cube"]` are future rows of stream "cube"; `obs["goal.given"]` [b] says which rows of the batch have a goal."""
 ACTION = "action"
-"""`obs["action"]` [b o d]: what was executed at the observation steps before the newest, raw units; NaN before an episode began."""
+"""`obs["action"]` [b o d]: what was executed at the observation steps before the newest, raw units (less the base where actions
+are relative); NaN before an episode began."""
 
 Cond = Any
 """What `encode` made of the observations, once a chunk; only the policy that made it reads it."""
@@ -59,7 +61,7 @@ class Trained(Policy, Protocol):
 def clip_loss(
     policy: Trained, clip: Clip, generator: torch.Generator, state: State | None = None
 ) -> tuple[Tensor, State]:
-    """Mean loss over the k windows of a clip, and the state after it.
+    """Mean loss over the k windows of a clip, and the state after it. Relative actions are made so here.
 
     The state is carried from window to window and restarted at reset flags; `state` is what the clip before left, so
     that gradients are cut at clips while memory is not (truncated back-propagation through k chunks).
@@ -69,8 +71,11 @@ def clip_loss(
     losses = []
     for k in range(clip.action.shape[1]):
         state = restart(policy, state, clip.reset[:, k])
-        cond, state = policy.encode({name: x[:, k] for name, x in clip.obs.items()}, state, generator)
-        losses.append(policy.loss(scale.do(clip.action[:, k]), cond, generator))
+        obs = {name: x[:, k] for name, x in clip.obs.items()}
+        cond, state = policy.encode(obs, state, generator)
+        under = base(policy, obs)
+        action = clip.action[:, k] if under is None else clip.action[:, k] - under
+        losses.append(policy.loss(scale.do(action), cond, generator))
     return torch.stack(losses).mean(), state
 
 
@@ -94,13 +99,16 @@ class Planned(NamedTuple):
 
 def plan(policy: Policy, obs: Obs, state: State, generator: Noise, sampler: Sampler | None = None) -> Planned:
     """Observe, denoise from noise, and leave the network's units. Row To - 1 is the action for the newest observation."""
-    space = policy.action_space
+    space, under = policy.action_space, base(policy, obs)
+    if under is not None and ACTION in obs:
+        obs = {**obs, ACTION: obs[ACTION] - under}
     cond, state = policy.encode(obs, state)
     b = len(next(iter(obs.values())))
     like = torch.empty(b, space.horizon, space.width, device=next(iter(obs.values())).device)
     x = (sampler or policy.sampler)(policy.denoise, normal(like, generator), cond, generator)
     energy = policy.energy(x, cond) if hasattr(policy, "energy") else None
-    return Planned(require_scale(space).undo(x), state, energy)
+    action = require_scale(space).undo(x)
+    return Planned(action if under is None else action + under, state, energy)
 
 
 def chunk(
@@ -108,6 +116,14 @@ def chunk(
 ) -> tuple[Float[Tensor, "b h d"], State]:
     """(actions, next state) of `plan`."""
     return plan(policy, obs, state, generator, sampler)[:2]
+
+
+def base(policy: Policy, obs: Obs) -> Float[Tensor, "b 1 d"] | None:
+    """What the rows of a chunk are relative to; None for a policy of absolute actions."""
+    if policy.action_space.relative is None:
+        return None
+    newest = {name: obs[name][:, -1] for name in policy.obs_space.names}
+    return relative.base(policy.action_space, policy.obs_space, newest)[:, None]
 
 
 def require_scale(space: ActionSpace) -> Any:

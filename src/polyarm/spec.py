@@ -177,6 +177,9 @@ class ActionSpace:
     scale: Scale | None = None
     rotations: tuple[int, ...] = ()
     """The first channel of each rotation."""
+    relative: tuple[str, ...] | None = None
+    """What a policy's chunk is relative to, "stream.channel" or "" a channel (see `polyarm.relative`); None: absolute. Data and
+    worlds are always absolute."""
 
     @property
     def width(self) -> int:
@@ -288,7 +291,7 @@ class Spec:
         for part, scale in zip([data["action"], *data["obs"]["streams"]], scales, strict=True):
             if scale is not None:
                 part["scale"]["hash"] = scale.hash
-        for name in ("rotations",):  # younger than the schema: written only where they say something
+        for name in ("rotations", "relative"):  # younger than the schema: written only where they say something
             if not data["action"][name]:
                 del data["action"][name]
         return data

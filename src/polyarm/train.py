@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from polyarm import __version__
+from polyarm import __version__, relative
 from polyarm.config import build, read_yaml, write_yaml
 from polyarm.datasets.chains import ChainLoader
 from polyarm.datasets.demos import Demos
 from polyarm.datasets.goals import Goals
+from polyarm.datasets.relative import RelativeRows
 from polyarm.datasets.scale import fit_spec
 from polyarm.datasets.windows import Items, Loader, Windows, split_episodes
 from polyarm.learner import Learner
@@ -236,10 +237,15 @@ def _accelerator(device: str, mixed_precision: str, unused: bool = False) -> Any
 
 def _fit_scales(demos: Demos, config: DictConfig, episodes: Any) -> Spec:
     spec = demos.spec
-    spec = Spec(spec.obs.pick(config.task.streams), spec.action, {**spec.versions, **versions()})
+    obs, rows = spec.obs.pick(config.task.streams), None
+    action = replace(spec.action, relative=relative.choose(config.task.get("action_relative"), spec.action, obs))
+    spec = Spec(obs, action, {**spec.versions, **versions()})
+    if action.relative is not None:
+        p = config.policy
+        rows = RelativeRows(demos, spec, episodes, horizon=p.horizon, n_obs_steps=p.n_obs_steps)
     return fit_spec(
         demos, spec, obs_kind=config.task.obs_scale, action_kind=config.task.action_scale, episodes=episodes,
-        constant=config.data.constant, kinds=config.task.get("scales"),
+        constant=config.data.constant, actions=rows, kinds=config.task.get("scales"),
     )  # fmt: skip
 
 
