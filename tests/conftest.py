@@ -30,3 +30,12 @@ def pusht_zarr():
     if not path.exists():
         pytest.skip("the human PushT demonstrations are not on this machine")
     return path
+
+
+@pytest.fixture(scope="session")
+def kitchen_zarr():
+    """The 19 human Franka Kitchen demonstrations, where the machine has them."""
+    path = SHARED_DATA / "kitchen_complete_human" / "kitchen_complete_from_minari.zarr"
+    if not path.exists():
+        pytest.skip("the human Franka Kitchen demonstrations are not on this machine")
+    return path

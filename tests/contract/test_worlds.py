@@ -6,6 +6,7 @@ generator, a world that forgets to clip or to truncate.
 
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import gymnasium as gym
 import numpy as np
@@ -21,12 +22,15 @@ MORE = [
     ("polyarm/PickPlace-v0", {"cameras": ["front", "wrist"], "image_size": [48, 64]}),
     ("polyarm/PushT-v0", {"streams": ["keypoint", "agent_pos", "image", "state"]}),
     ("polyarm/PushT-v0", {"legacy_reset": True}),
+    ("polyarm/Kitchen-v0", {"tasks": ["kettle", "top burner"], "streams": ["object_vel", "joint_vel", "joint_pos"]}),
 ]
 CASES = [(name, {}) for name in OURS] + MORE
 
 
 @pytest.fixture(params=CASES, ids=lambda case: "-".join([case[0].split("/")[1], *case[1]]))
 def case(request):
+    if request.param[0] == "polyarm/Kitchen-v0" and find_spec("gymnasium_robotics") is None:
+        pytest.skip("the extra kitchen (gymnasium-robotics) is not installed")
     return request.param
 
 

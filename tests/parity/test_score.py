@@ -82,6 +82,15 @@ def test_all_and_none_keep_an_honest_interval():
     assert none["success_rate"] == 0 and none["interval"] == pytest.approx([0, z2 / (20 + z2)])
 
 
+def test_stages_count_episodes_that_did_at_least_so_many():
+    """Red when a share is of exactly k, or sums of thirds round down."""
+    thirds = [0.0, 1 / 3, 1 / 3 + 1 / 3, 2 / 3, 1.0]
+    found = summary(outcomes([0, 0, 0, 0, 1], thirds), "score", stages=3)
+    assert found["stages"] == {"p1": 0.8, "p2": 0.6, "p3": 0.2}
+    assert json.loads(json.dumps(found)) == found
+    assert "stages" not in summary(outcomes([1]), "score")
+
+
 @pytest.mark.parametrize("n", [1, 7, 100])
 def test_equal_scores_give_a_point(n):
     assert summary(outcomes([0] * n, [0.1] * n), "score")["interval"] == [0.1, 0.1]
