@@ -10,18 +10,19 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from polyarm.config import compose
+from polyarm.config import build, compose, override, read_yaml
 from polyarm.datasets.store import Store
 from polyarm.learner import Learner, parameter_groups
 from polyarm.log import read_log
 from polyarm.policies import checkpoint
-from polyarm.spec import UserError
+from polyarm.spec import Scale, Spec, UserError
 from polyarm.train import _accelerator, fit
 
 SMALL = ["body.width=32", "body.blocks=1"]
@@ -253,3 +254,35 @@ def test_weight_decay_spares_what_the_transformer_names(demos, tmp_path):
     assert groups[1]["weight_decay"] == 0
     assert len(decayed) + len(groups[1]["params"]) == len(list(net.parameters()))
     assert all(p.ndim < 2 or p.ndim == 3 for p in net.parameters() if id(p) not in decayed)
+
+
+def test_goals_are_learned_and_shown(demos, tmp_path):
+    """From training with goals to rollouts: the world's goal matters, guidance 0 ignores it, which is to act without."""
+    from polyarm.eval.rollout import make_worlds, rollout
+
+    words = ["policy=beso", "task.streams=[joint_pos,cube]", "policy.goal_steps=2", "policy.drop_rows=true"]
+    run = fit(settings(demos, tmp_path / "run", *words))
+    folder = checkpoint.find(run)
+    assert read_log(run / "log.jsonl")[-1]["val_loss"] > 0
+
+    def played(goals, *more):
+        config = override(read_yaml(folder / "config.yaml"), ["eval.workers=0", *more])
+        worlds = make_worlds(config, 2)
+        return np.stack([p.actions for p in rollout(checkpoint.load(folder, config), worlds, [1, 2], goals=goals)])
+
+    free = played(False)
+    assert np.array_equal(free, played(True, "policy.guidance=0.0"))
+    assert not np.allclose(free, played(True)) and not np.allclose(played(True), played(True, "policy.guidance=2.0"))
+
+
+def test_a_world_without_a_goal_says_so(demos, tmp_path):
+    from polyarm.eval.rollout import make_worlds, rollout
+
+    config = settings(demos, tmp_path, "policy=beso", "policy.goal_steps=1", "task=recall", "eval.workers=0")
+    worlds = make_worlds(config, 1)
+    of = worlds.world_spec
+    streams = tuple(replace(s, scale=Scale.identity(s.shape[0])) for s in of.obs.streams)
+    scaled = Spec(replace(of.obs, streams=streams), replace(of.action, scale=Scale.identity(of.action.width)))
+    policy = build(config.policy, scaled)
+    with pytest.raises(UserError, match="this world names no goal to show the policy: give eval.goals=false"):
+        rollout(policy, worlds, [1])
