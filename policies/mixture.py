@@ -19,9 +19,8 @@ from torch import Tensor
 
 from polyarm.policies.generate.compose import Weights, mix
 from polyarm.policies.generate.sample import Sampler
-from polyarm.policies.policy import GOAL, Obs, Policy, State, require_scale
-from polyarm.relative import describe
-from polyarm.spec import ObsSpace, Stream, UserError, require_actions
+from polyarm.policies.policy import GOAL, Obs, Policy, State, require_alike
+from polyarm.spec import ObsSpace, Stream, UserError
 
 
 class Mixture:
@@ -76,31 +75,6 @@ class Mixture:
 
     def denoise(self, x: Tensor, phi: Tensor, cond: tuple[Any, ...]) -> Tensor:
         return self._mixed(x, phi, cond)
-
-
-def require_alike(first: Policy, other: Policy) -> None:
-    """Refuse parts whose chunks mean different things, naming what differs first and the remedy."""
-    a, b = first.action_space, other.action_space
-    mine, theirs = f"policy {first.name}", f"policy {other.name}"
-    require_actions(a, b, mine, theirs)
-    for name, one, two in zip(a.names, a.relative or ("",) * a.width, b.relative or ("",) * b.width, strict=True):
-        if one != two:
-            raise UserError(
-                f"action channel {name!r} is {describe(one)} in {mine}, {describe(two)} in {theirs}: train both with the same "
-                "task.action_relative"
-            )
-    if a.horizon != b.horizon or first.n_obs_steps != other.n_obs_steps:
-        raise UserError(
-            f"{mine} has horizon {a.horizon} and n_obs_steps {first.n_obs_steps}, {theirs} {b.horizon} and {other.n_obs_steps}: "
-            "their chunks start at other times; train them with the same"
-        )
-    s, t = require_scale(a), require_scale(b)
-    for i, name in enumerate(a.names):
-        if (s.gain[i], s.offset[i]) != (t.gain[i], t.offset[i]):
-            raise UserError(
-                f"action channel {name!r} is scaled by {s.gain[i]:g} and {s.offset[i]:g} in {mine}, by {t.gain[i]:g} and "
-                f"{t.offset[i]:g} in {theirs}: train both on the same demonstrations with the same task.action_scale and data.seed"
-            )
 
 
 def union(spaces: Sequence[ObsSpace]) -> ObsSpace:

@@ -11,7 +11,7 @@ from torch import Tensor
 from polyarm import relative
 from polyarm.policies.generate.forms import Noise, normal
 from polyarm.policies.generate.sample import Sampler
-from polyarm.spec import ActionSpace, Clip, ObsSpace, UserError
+from polyarm.spec import ActionSpace, Clip, ObsSpace, UserError, require_actions
 
 Obs = dict[str, Tensor]
 """{stream: [b o ...]} in raw units"""
@@ -148,3 +148,28 @@ def require_chunk(horizon: int, n_obs_steps: int, n_action_steps: int) -> None:
                 else "give a longer horizon"
             )
         )
+
+
+def require_alike(first: Policy, other: Policy) -> None:
+    """Refuse two policies whose chunks mean different things, naming what differs first and the remedy."""
+    a, b = first.action_space, other.action_space
+    mine, theirs = f"policy {first.name}", f"policy {other.name}"
+    require_actions(a, b, mine, theirs)
+    for name, one, two in zip(a.names, a.relative or ("",) * a.width, b.relative or ("",) * b.width, strict=True):
+        if one != two:
+            raise UserError(
+                f"action channel {name!r} is {relative.describe(one)} in {mine}, {relative.describe(two)} in {theirs}: train both with the same "
+                "task.action_relative"
+            )
+    if a.horizon != b.horizon or first.n_obs_steps != other.n_obs_steps:
+        raise UserError(
+            f"{mine} has horizon {a.horizon} and n_obs_steps {first.n_obs_steps}, {theirs} {b.horizon} and {other.n_obs_steps}: "
+            "their chunks start at other times; train them with the same"
+        )
+    s, t = require_scale(a), require_scale(b)
+    for i, name in enumerate(a.names):
+        if (s.gain[i], s.offset[i]) != (t.gain[i], t.offset[i]):
+            raise UserError(
+                f"action channel {name!r} is scaled by {s.gain[i]:g} and {s.offset[i]:g} in {mine}, by {t.gain[i]:g} and "
+                f"{t.offset[i]:g} in {theirs}: train both on the same demonstrations with the same task.action_scale and data.seed"
+            )

@@ -25,3 +25,9 @@ def sinusoidal(width: int) -> Waves:
     """The positional embedding of Vaswani et al. 2017 as DDPM networks use it: `width` / 2 rates from 1 down to 1/10000."""
     half = width // 2
     return Waves(torch.exp(torch.arange(half) * (-math.log(10_000) / (half - 1))))
+
+
+def periods(width: int, shortest: float, longest: float) -> Waves:
+    """pi0's embedding (Black et al., 2024) of a time: `width` / 2 periods in geometric steps; there 0.004 to 4."""
+    steps = torch.linspace(math.log(shortest), math.log(longest), width // 2, dtype=torch.float64)
+    return Waves((2 * math.pi / steps.exp()).float())

@@ -95,7 +95,10 @@ def _prepare(config: DictConfig) -> _Job:
     spec = _fit_scales(demos, config, train_episodes)
     _require_limit(config)
     torch.manual_seed(t.seed)
-    return _Job(accelerator, demos, spec, build(config.policy, spec), train_episodes, val_episodes)
+    policy = build(config.policy, spec)
+    if hasattr(policy, "prepare"):  # a student loads its teacher
+        policy.prepare()
+    return _Job(accelerator, demos, spec, policy, train_episodes, val_episodes)
 
 
 def _loop(
@@ -112,6 +115,7 @@ def _loop(
             clip = next(batches).to(device)
             total += learner.update(clip)
             count, samples = count + 1, samples + clip.action.shape[0] * clip.action.shape[1]
+            state = learner.state() if due(t.checkpoint_every) else None
             if not main or log is None:
                 continue
             if due(t.log_every):
@@ -129,8 +133,8 @@ def _loop(
             if rollouts is not None and due(t.rollout_every):
                 with learner.averaged() as policy:
                     log.add(learner.step, **rollouts.run(policy))
-            if due(t.checkpoint_every):
-                _save(learner, config, spec, run)
+            if state is not None:
+                _save(learner, state, config, spec, run)
             if due(t.log_every):
                 total, count, samples, since = torch.zeros((), device=device), 0, 0, time.perf_counter()
     if log is not None:
@@ -183,12 +187,12 @@ def validate(learner: Learner, held_out: Batches, batches: int, seed: int) -> fl
     return float(torch.stack(losses).mean())
 
 
-def _save(learner: Learner, config: DictConfig, spec: Spec, run: Path) -> None:
+def _save(learner: Learner, state: dict[str, Any], config: DictConfig, spec: Spec, run: Path) -> None:
     folder = run / "checkpoints" / f"step_{learner.step:08d}"
     with learner.averaged() as policy:
         weights = {name: x.detach().clone() for name, x in policy.state_dict().items()}  # type: ignore[attr-defined]
         saved = Spec(spec.obs, policy.action_space, spec.versions)
-    checkpoint.save(folder, config, saved, weights, learner.state())
+    checkpoint.save(folder, config, saved, weights, state)
     link = run / "checkpoints" / ".last"
     link.unlink(missing_ok=True)
     link.symlink_to(folder.name)
