@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from polyarm.policies.policy import State, clip_loss
-from polyarm.spec import Clip
+from polyarm.spec import Clip, UserError
 
 
 @dataclass
@@ -65,16 +65,22 @@ class Learner:
         return Averaged(self.policy, self.ema)
 
     def state(self) -> dict[str, Any]:
+        """To be asked of every process at the same step: it gathers what each of them carries."""
+        from accelerate.utils import gather_object
+
+        mine = {
+            "carried": None if self.carried is None else tuple(x.cpu() for x in self.carried),
+            "generator": self.generator.get_state().cpu(),
+            "torch_rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        }
         return {
             "step": self.step,
             "model": {name: x.detach().cpu() for name, x in self.policy.state_dict().items()},
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "ema": self.ema.state_dict(),
-            "carried": self.carried,
-            "generator": self.generator.get_state(),
-            "torch_rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "processes": gather_object([mine]),
         }
 
     def load(self, state: dict[str, Any]) -> None:
@@ -84,13 +90,20 @@ class Learner:
         self.schedule.load_state_dict(state["schedule"])
         self.ema.load_state_dict(state["ema"])
         self.ema.to(self.accelerator.device)
+        rank, saved = self.accelerator.process_index, state.get("processes", [state])  # older ones: one process
+        if len(saved) != self.accelerator.num_processes:
+            raise UserError(
+                f"this run was trained by {len(saved)} processes, now there are {self.accelerator.num_processes}: go on with "
+                "as many, or begin in another output_dir"
+            )
+        mine = saved[rank]
         self.carried = (
-            None if state["carried"] is None else tuple(x.to(self.accelerator.device) for x in state["carried"])
+            None if mine["carried"] is None else tuple(x.to(self.accelerator.device) for x in mine["carried"])
         )
-        self.generator.set_state(state["generator"])
-        torch.set_rng_state(state["torch_rng"])
-        if state["cuda_rng"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(state["cuda_rng"])
+        self.generator.set_state(mine["generator"])
+        torch.set_rng_state(mine["torch_rng"])
+        if mine["cuda_rng"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state_all(mine["cuda_rng"])
 
 
 class _Trainee(nn.Module):
