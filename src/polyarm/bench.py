@@ -260,7 +260,8 @@ def _judge(point: Judged, n: int, seed: int, device: str) -> dict[str, Any]:
 
 def _time(played: dict[str, Any], config: DictConfig, tasks: Any, entries: Any, out: Path) -> None:
     """Milliseconds and network evaluations of a chunk, one policy after another with nothing beside them."""
-    from polyarm.eval.run import machine, pick_device, time_chunks
+    from polyarm.eval.run import bookkeeping, machine, pick_device, time_chunks
+    from polyarm.policies.mixture import Mixture
 
     wanted = [r for r in played.values() if r["task"] in tasks and "evaluations" not in r]
     device = pick_device(config.device)
@@ -269,6 +270,8 @@ def _time(played: dict[str, Any], config: DictConfig, tasks: Any, entries: Any, 
             point = Judged(row["task"], row["name"], tuple(row["runs"]), tuple(row["settings"]), tuple(row["weights"]))
             policy, worlds, _ = _open(point, 1, str(device))
             ms, row["evaluations"] = time_chunks(policy, worlds, int(config.seed), device)
+            if isinstance(policy, Mixture):
+                row["bookkeeping"] = bookkeeping(policy, worlds, int(config.seed), device)
             worlds.close()
             row["ms"] = sorted(ms)[len(ms) // 2]
             parts = getattr(policy, "parts", [policy])
@@ -314,6 +317,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             setting = f"{r['x']:g}" + (f", {setting}" if setting else "")
         low, high = r["interval"]
         ms = f"{r['ms']:.1f}" if "ms" in r else ""
+        ms += f" ({r['bookkeeping']:+.1%} over its parts)" if "bookkeeping" in r else ""
         lines.append(
             f"| {r['task']} | {r['name']} | {setting} | {r.get('evaluations', '')} | {ms} | {r['measure']} | "
             f"{r['value']:.2f} ({low:.2f} to {high:.2f}) | {r['n']} | {r['steps']:,} |"
@@ -360,23 +364,11 @@ def figure(rows: Sequence[dict[str, Any]], path: Path, x_label: str | None = Non
                 if not mine:
                     continue
                 x, y = [r[key] for r in mine], [r["value"] for r in mine]
-                off = [
-                    [v - r["interval"][0] for v, r in zip(y, mine, strict=True)],
-                    [r["interval"][1] - v for v, r in zip(y, mine, strict=True)],
-                ]
-                ax.errorbar(
-                    x,
-                    y,
-                    yerr=off,
-                    color=colours(i % 10),
-                    marker="o",
-                    ms=4,
-                    lw=1.5,
-                    elinewidth=0.7,
-                    capsize=2,
-                    label=name,
-                )
+                low, high = zip(*(r["interval"] for r in mine), strict=True)
+                ax.plot(x, y, color=colours(i % 10), marker="o", ms=4, lw=1.5, label=name)
+                ax.vlines(x, low, high, color=colours(i % 10), lw=0.7)
             ax.set_xscale("log")
+            ax.xaxis.set_major_formatter("{x:g}")
             ax.set_ylim(-0.03, 1.03)
             ax.set_xlabel(label)
             ax.grid(alpha=0.3)
