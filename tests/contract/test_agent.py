@@ -144,3 +144,47 @@ def test_every_seed_is_played_once_whatever_the_number_of_worlds(n):
     assert [len(p.actions) for p in played] == [7, 5, 5, 7, 5]
     for p, first in zip(played, rollout(Teller(), Counter(1), seeds), strict=True):
         np.testing.assert_array_equal(p.actions, first.actions)
+
+
+def test_a_policy_that_asks_sees_what_was_executed():
+    """BESO, section 5: the actions of the observation steps before the newest, NaN before the episode began."""
+
+    class Asks(Teller):
+        n_action_steps, past_rows = 1, 2
+
+        def encode(self, obs, state, generator=None):
+            self.past = obs["action"][..., 0].clone()
+            return super().encode(obs, state, generator)
+
+    policy = Asks()
+    agent = Agent(policy, 2)
+    agent.restart(np.array([True, True]), [0, 1])
+    got = [agent.act(obs(t, 10 * t))[:, 0].copy() for t in range(1, 4)]
+    np.testing.assert_allclose(policy.past.numpy(), np.stack(got[:2], 1))
+    agent.restart(np.array([True, False]), [2, None])
+    agent.act(obs(4, 40))
+    assert policy.past[0].isnan().all() and torch.allclose(policy.past[1, 1], torch.tensor(got[2][1]))
+
+
+def test_the_energy_of_the_executed_chunk_stays_until_the_next():
+    class Feels(Teller):
+        def energy(self, x, cond):
+            return cond[0]
+
+    agent = Agent(Feels(), 2)
+    agent.restart(np.array([True, True]), [0, 1])
+    for t in range(5):
+        agent.act(obs(t, 10 + t))
+        np.testing.assert_allclose(agent.energy, [4 * (t // 4), 10 + 4 * (t // 4)])
+
+
+def test_a_goal_that_does_not_fit_is_refused():
+    policy = Teller()
+    policy.goal_steps = 2
+    agent = Agent(policy, 1)
+    with pytest.raises(UserError, match=r"the goal has streams u, policy teller needs 't': give eval.goals=false"):
+        agent.restart(np.array([True]), [0], [{"u": np.zeros(1)}])
+    with pytest.raises(
+        UserError, match=r"the goal of stream 't' has shape \(2,\), policy teller was trained on \(1,\)"
+    ):
+        agent.restart(np.array([True]), [0], [{"t": np.zeros(2)}])
