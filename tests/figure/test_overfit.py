@@ -14,8 +14,23 @@ from polyarm.policies.policy import chunk
 from polyarm.task import open_demos
 from polyarm.train import fit
 
+SLOW = {
+    "diffusion": [],
+    "beso": [],
+    "ebt": [],
+    "seed": ["policy.reset_interval=1", "policy.n_chunks=2", "train.batch_size=32"],  # every window as if the first
+    "meanflow": [],
+    "shortcut": [],
+}
 
-@pytest.mark.parametrize("steps, words", [(2500, ["policy=flow"])])
+
+@pytest.mark.parametrize(
+    "steps, words",
+    [
+        (2500, ["policy=flow"]),
+        *(pytest.param(6000, [f"policy={n}", *w], marks=pytest.mark.slow) for n, w in SLOW.items()),
+    ],
+)
 def test_overfits_one_episode(pusht_zarr, tmp_path, steps, words):
     """Diffusion Policy, section 11: overfit one PushT episode to a train-action error below 1e-3."""
     config = compose([
@@ -35,7 +50,12 @@ def test_overfits_one_episode(pusht_zarr, tmp_path, steps, words):
     )
     clip = windows.__getitems__(np.arange(len(windows)))
     with torch.no_grad():
-        actions, _ = chunk(policy, {n: x[:, 0] for n, x in clip.obs.items()}, (), torch.Generator().manual_seed(0))
+        actions, _ = chunk(
+            policy,
+            {n: x[:, 0] for n, x in clip.obs.items()},
+            policy.start(len(windows)),
+            torch.Generator().manual_seed(0),
+        )
     scale = policy.action_space.scale
     error = (scale.do(actions) - scale.do(clip.action[:, 0])).square().mean()
     assert error < 1e-3, float(error)

@@ -184,11 +184,17 @@ def two_modes():
     return train_two_modes(Flow(), Sampler(euler, linear_flow(10)))
 
 
+@pytest.fixture(scope="module")
+def two_modes_by_diffusion():
+    return train_two_modes(Diffusion(predict="actions"), Sampler(euler, ddim_leading(Schedule(), 16)))
+
+
 @pytest.mark.parametrize("size", [0.4, 0.8])
-def test_flow_keeps_both_modes_in_ten_steps(two_modes, size):
-    """Flow matching, section 4.7 of the published reference: ten Euler steps end in one mode or the other, both equally
-    often, the whole chunk in the same one, and at the size that is seen."""
-    chunks = scaled_chunks(two_modes, size)
+@pytest.mark.parametrize("trained", ["two_modes", "two_modes_by_diffusion"])
+def test_both_modes_are_kept_at_the_default_steps(trained, size, request):
+    """Flow matching, section 4.7 of the published reference: ten Euler steps of a flow, sixteen DDIM steps of a diffusion,
+    end in one mode or the other, both equally often, the whole chunk in the same one, and at the size that is seen."""
+    chunks = scaled_chunks(request.getfixturevalue(trained), size)
     assert ((chunks.abs() - size).abs() < 0.15).float().mean() > 0.9
     assert 0.4 < (chunks > 0).float().mean() < 0.6
     signs = chunks.flatten(1).sign()
