@@ -12,6 +12,7 @@ from polyarm.datasets.demos import ACTION, TIME_S, Demos, Rows
 from polyarm.datasets.scale import BLOCK, moments
 from polyarm.datasets.store import Store, open_path
 from polyarm.spec import UserError
+from polyarm.text import row_text
 
 
 def info(source: str | Path | Demos) -> dict[str, Any]:
@@ -19,7 +20,8 @@ def info(source: str | Path | Demos) -> dict[str, Any]:
 
     path, bytes (on disk), versions, episodes, frames, length {min, median, max}, rate_hz (of the spec; None: unknown),
     measured_hz (median over steps; None where no time was kept), duration_s, seeds (different ones), successes, dropped_rows (past the last
-    commit), channels [{stream, name, unit, min, max, mean, std, not_finite}] over finite values, images [{stream, shape}].
+    commit), channels [{stream, name, unit, min, max, mean, std, not_finite}] over finite values, images [{stream, shape}],
+    texts [{stream, instructions}] (the different ones).
     """
     demos = open_path(source) if isinstance(source, str | Path) else source
     ends, spec = demos.episode_ends, demos.spec
@@ -50,7 +52,13 @@ def info(source: str | Path | Demos) -> dict[str, Any]:
     low_dim = [(s.name, s.names, s.units) for s in spec.obs.streams if s.low_dim]
     low_dim.append((ACTION, spec.action.names, spec.action.units))
     out["channels"] = [row for name, *what in low_dim for row in _channels(demos.stream(name), name, *what)]
-    out["images"] = [{"stream": s.name, "shape": list(s.shape)} for s in spec.obs.streams if not s.low_dim]
+    pictures = (s for s in spec.obs.streams if not s.low_dim and s.kind != "text")
+    out["images"] = [{"stream": s.name, "shape": list(s.shape)} for s in pictures]
+    out["texts"] = [
+        {"stream": s.name, "instructions": [row_text(row) for row in np.unique(demos.stream(s.name)[:], axis=0)]}
+        for s in spec.obs.streams
+        if s.kind == "text"
+    ]
     return out
 
 
@@ -73,6 +81,7 @@ def show(found: dict[str, Any]) -> None:
         ("seeds", "" if found["seeds"] is None else f"{found['seeds']:,}, {found['successes']:,} successes"),
         ("dropped", f"{found['dropped_rows']:,} rows of an unfinished episode" if found["dropped_rows"] else ""),
         *((f"image {i['stream']}", " x ".join(map(str, i["shape"]))) for i in found["images"]),
+        *((f"text {t['stream']}", "; ".join(t["instructions"])) for t in found["texts"]),
         *(found["versions"].items()),
     ):
         if text:
