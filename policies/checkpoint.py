@@ -55,9 +55,12 @@ def load(folder: Path, config: Any | None = None, device: str | torch.device = "
     shapes, such as another sampler."""
     from safetensors.torch import load_file
 
+    from polyarm.encoders.backbone import without_pretrained
+
     folder = find(folder)
     spec = read_spec(folder)
-    policy = build((config if config is not None else read_yaml(folder / "config.yaml")).policy, spec)
+    with without_pretrained():
+        policy = build((config if config is not None else read_yaml(folder / "config.yaml")).policy, spec)
     weights = load_file(folder / "model.safetensors")
     _require_weights(policy.state_dict(), weights, folder)
     policy.load_state_dict(weights)
