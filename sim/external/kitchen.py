@@ -105,7 +105,7 @@ def _kitchen() -> _Kitchen:
         )
     assets = Path(found.submodule_search_locations[0]) / "envs" / "assets" / "kitchen_franka"
     model = mujoco.MjModel.from_xml_path(str(assets / "kitchen_assets" / "kitchen_env_model.xml"))
-    model.vis.global_.offwidth, model.vis.global_.offheight, model.vis.quality.offsamples = 1280, 960, 4
+    model.vis.global_.offwidth, model.vis.global_.offheight, model.vis.quality.offsamples = 1280, 960, 0
     config = ElementTree.parse(assets / "franka_assets" / "franka_config.xml").getroot()
     bounds, pos, vel = (
         np.array([config.findall(f"qpos{i}")[0].attrib[key].split() for i in range(model.nv)]).astype(np.float64)
