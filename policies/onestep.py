@@ -181,7 +181,8 @@ def _load(path: str | None, student: OneStepPolicy) -> Policy:
 def _sees_the_angle(policy: Policy) -> bool:
     obs = {
         stream.name: torch.zeros(
-            (1, policy.n_obs_steps, *stream.shape), dtype=torch.uint8 if stream.kind == "image" else torch.float32
+            (1, policy.n_obs_steps, *stream.shape),
+            dtype=torch.uint8 if stream.kind in ("image", "text") else torch.float32,
         )
         for stream in policy.obs_space.streams
     }
