@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -287,8 +288,9 @@ def _read(out: Path) -> dict[str, Any]:
 
 
 def _write(out: Path, played: dict[str, Any]) -> None:
-    work = out / "results.json.partial"
-    work.write_text(json.dumps({"rows": list(played.values())}, indent=1))
+    """Beside what another bench of other tasks may have written meanwhile."""
+    work = out / f".results.{os.getpid()}.partial"
+    work.write_text(json.dumps({"rows": list((_read(out) | played).values())}, indent=1))
     work.replace(out / "results.json")
 
 
