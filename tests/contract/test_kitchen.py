@@ -71,8 +71,19 @@ def test_every_step_equals_frankakitchen_to_the_bit():
         assert done and info["is_success"]
 
 
+def test_subtasks_are_the_benchmarks():
+    from gymnasium_robotics.envs.franka_kitchen import kitchen_env
+
+    theirs = {
+        name: (tuple(where), tuple(kitchen_env.OBS_ELEMENT_GOALS[name]))
+        for name, where in kitchen_env.OBS_ELEMENT_INDICES.items()
+    }
+    assert theirs == SUBTASKS
+    assert kitchen_env.BONUS_THRESH == REACHED
+
+
 def test_recorded_episodes_do_the_four_subtasks_in_the_same_order(human):
-    """On the recorded rows themselves. Red when a subtask reads another joint, has another goal, or REACHED is 0.2."""
+    """On the recorded rows themselves. Red when a subtask reads another joint or has another goal."""
     states, _, episodes = human
     qpos = np.concatenate([states[:, :9], states[:, 18:39]], 1).astype(np.float64)
     when = np.array([[[reached(q, name) for q in qpos[e]].index(True) for name in DEMONSTRATED] for e in episodes])
