@@ -11,7 +11,6 @@ Carried between chunks: what each part carries. A part with weight 0 is not aske
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,8 +18,8 @@ from torch import Tensor
 
 from polyarm.policies.generate.compose import Weights, mix
 from polyarm.policies.generate.sample import Sampler
-from polyarm.policies.policy import GOAL, Obs, Policy, State, require_alike
-from polyarm.spec import ObsSpace, Stream, UserError
+from polyarm.policies.policy import GOAL, Obs, Policy, State, require_alike, union
+from polyarm.spec import UserError
 
 
 class Mixture:
@@ -75,18 +74,3 @@ class Mixture:
 
     def denoise(self, x: Tensor, phi: Tensor, cond: tuple[Any, ...]) -> Tensor:
         return self._mixed(x, phi, cond)
-
-
-def union(spaces: Sequence[ObsSpace]) -> ObsSpace:
-    """All streams of all parts; one that several name must be the same thing in each."""
-    streams: dict[str, Stream] = {}
-    for space in spaces:
-        if space.rate_hz != spaces[0].rate_hz:
-            raise UserError(f"parts observe at {spaces[0].rate_hz:g} and {space.rate_hz:g} Hz: train them at one rate")
-        for stream in space.streams:
-            known = streams.setdefault(stream.name, stream)
-            if replace(known, scale=None) != replace(stream, scale=None):
-                raise UserError(
-                    f"observation stream {stream.name!r} differs between the parts: train them on the same task"
-                )
-    return ObsSpace(tuple(streams.values()), spaces[0].rate_hz)

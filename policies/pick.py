@@ -17,8 +17,7 @@ from torch import Tensor
 
 from polyarm.policies.generate.forms import Denoise, Noise, normal
 from polyarm.policies.generate.sample import Sampler
-from polyarm.policies.mixture import require_alike, union
-from polyarm.policies.policy import GOAL, Obs, Policy, State
+from polyarm.policies.policy import GOAL, Obs, Policy, State, require_alike, union
 from polyarm.spec import UserError
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor
 from polyarm import relative
 from polyarm.policies.generate.forms import Noise, normal
 from polyarm.policies.generate.sample import Sampler
-from polyarm.spec import ActionSpace, Clip, ObsSpace, UserError, require_actions
+from polyarm.spec import ActionSpace, Clip, ObsSpace, Stream, UserError, require_actions
 
 Obs = dict[str, Tensor]
 """{stream: [b o ...]} in raw units"""
@@ -173,3 +175,18 @@ def require_alike(first: Policy, other: Policy) -> None:
                 f"action channel {name!r} is scaled by {s.gain[i]:g} and {s.offset[i]:g} in {mine}, by {t.gain[i]:g} and "
                 f"{t.offset[i]:g} in {theirs}: train both on the same demonstrations with the same task.action_scale and data.seed"
             )
+
+
+def union(spaces: Sequence[ObsSpace]) -> ObsSpace:
+    """All streams of all parts; one that several name must be the same thing in each."""
+    streams: dict[str, Stream] = {}
+    for space in spaces:
+        if space.rate_hz != spaces[0].rate_hz:
+            raise UserError(f"parts observe at {spaces[0].rate_hz:g} and {space.rate_hz:g} Hz: train them at one rate")
+        for stream in space.streams:
+            known = streams.setdefault(stream.name, stream)
+            if replace(known, scale=None) != replace(stream, scale=None):
+                raise UserError(
+                    f"observation stream {stream.name!r} differs between the parts: train them on the same task"
+                )
+    return ObsSpace(tuple(streams.values()), spaces[0].rate_hz)
