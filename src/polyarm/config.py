@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,8 @@ def explain(error: Exception, overrides: Sequence[str] = ()) -> UserError:
     text = str(error)
     if group := re.search(r"Could not find '([\w/]+)/([^']*)'", text):
         return unknown(group[1].partition("@")[0], group[2], options(group[1].partition("@")[0]))
+    if target := re.search(r"Error locating target '([^']+)'", text):
+        return _unknown_target(target[1])
     if (
         key := re.search(r"full_key: (\S+)", text)
         or re.search(r"Could not override '([^']+)'", text)
@@ -146,6 +149,23 @@ def explain(error: Exception, overrides: Sequence[str] = ()) -> UserError:
         return UserError(f"{missing[1]} has no value: give it as {missing[1]}=...")
     first = next(line.strip() for line in text.splitlines() if line.strip())
     return UserError(f"{first} (of the settings {' '.join(overrides)})" if overrides else first)
+
+
+def _unknown_target(dotted: str) -> UserError:
+    """For a `_target_` that does not exist: what its module has."""
+    home, _, name = dotted.rpartition(".")
+    try:
+        module = import_module(home)
+    except ImportError:
+        return UserError(
+            f"_target_ {dotted!r}: there is no module {home!r}; give the dotted name of a class that can be imported"
+        )
+    known = [
+        n
+        for n, x in vars(module).items()
+        if getattr(x, "__module__", None) == module.__name__ and not n.startswith("_")
+    ]
+    return unknown(f"name in {home}", name, known)
 
 
 def groups() -> list[str]:
