@@ -237,7 +237,8 @@ COMMANDS = {
         "eval DIR [DIR ... --weights W W ...] [eval.episodes=N] [eval.seed=S] [output_dir=DIR] [key=value ...]",
         "DIR is the output_dir of a training run, or one of its checkpoints. Results: result.json, report.html, clips/.\n"
         "Several are mixed while they denoise, with weights that sum to one (default: equal).\n"
-        "policy.sampler.angles.steps=N changes the denoising steps, eval.n_action_steps=N the rows executed of each chunk.",
+        "policy.sampler.angles.steps=N changes the denoising steps, eval.n_action_steps=N the rows executed of each chunk,\n"
+        "eval.pick=K executes the best of K chunks by a policy's energy, eval.goals=false hides the goal.",
     ),
     "bench": Command(
         _bench, "Train and judge many policies on equal terms; a table and a figure",
