@@ -56,7 +56,7 @@ def bench(name: str, words: Sequence[str]) -> dict[str, Any]:
         if c.task.expert:
             collect_task(c)
     entries = _chosen(config)
-    played = _read(out)
+    made: dict[str, Any] = {}
     jobs: list[tuple[Any, ...]] = []
     for task, about in tasks.items():
         for entry, what in entries.items():
@@ -74,13 +74,12 @@ def bench(name: str, words: Sequence[str]) -> dict[str, Any]:
             running = {pool.submit(job[0], *job[1:]): job for job in wave}
             for future in as_completed(running):
                 rows = future.result()
-                played |= {row["key"]: row for row in rows}
-                _write(out, played)
+                made |= {row["key"]: row for row in rows}
+                _write(out, made)
                 done += 1
                 bar.at(done, rows[-1]["key"] if rows else "")
-    _time(played, config, tasks, entries, out)
-    rows = [r for r in _ordered(played, tasks, config) if r["key"] in played]
-    _write(out, {r["key"]: r for r in rows} | played)
+    rows = _ordered(_read(out), tasks, config)
+    _time(rows, config, out)
     (out / "table.md").write_text(table(rows))
     figure(rows, out / "figure.png", config.get("x_label"))
     print(f"{table(rows)}\n{out / 'table.md'}\n{out / 'figure.png'}", file=sys.stderr)
@@ -259,12 +258,12 @@ def _judge(point: Judged, n: int, seed: int, device: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _time(played: dict[str, Any], config: DictConfig, tasks: Any, entries: Any, out: Path) -> None:
+def _time(rows: list[dict[str, Any]], config: DictConfig, out: Path) -> None:
     """Milliseconds and network evaluations of a chunk, one policy after another with nothing beside them."""
     from polyarm.eval.run import bookkeeping, machine, pick_device, time_chunks
     from polyarm.policies.mixture import Mixture
 
-    wanted = [r for r in played.values() if r["task"] in tasks and "evaluations" not in r]
+    wanted = [r for r in rows if "evaluations" not in r]
     device = pick_device(config.device)
     with Bar("time chunks", len(wanted)) as bar:
         for i, row in enumerate(wanted):
@@ -279,7 +278,7 @@ def _time(played: dict[str, Any], config: DictConfig, tasks: Any, entries: Any, 
             row["parameters"] = sum(p.numel() for part in parts for p in part.parameters())
             row["machine"] = machine(device)
             bar.at(i + 1, row["key"])
-    _write(out, played)
+    _write(out, {row["key"]: row for row in wanted})
 
 
 def _read(out: Path) -> dict[str, Any]:
@@ -287,10 +286,10 @@ def _read(out: Path) -> dict[str, Any]:
     return {row["key"]: row for row in json.loads(path.read_text())["rows"]} if path.exists() else {}
 
 
-def _write(out: Path, played: dict[str, Any]) -> None:
-    """Beside what another bench of other tasks may have written meanwhile."""
+def _write(out: Path, made: dict[str, Any]) -> None:
+    """Rows made here, beside those that are there: another bench of other tasks may have written meanwhile."""
     work = out / f".results.{os.getpid()}.partial"
-    work.write_text(json.dumps({"rows": list((_read(out) | played).values())}, indent=1))
+    work.write_text(json.dumps({"rows": list((_read(out) | made).values())}, indent=1))
     work.replace(out / "results.json")
 
 
