@@ -37,8 +37,9 @@ class Judged:
 
     @property
     def key(self) -> str:
+        """What nothing else in this bench has: entries may share a name in the figure."""
         of = f" {'/'.join(f'{w:g}' for w in self.weights)}" if len(self.runs) > 1 else ""
-        return " ".join([self.task, self.name + of, *self.settings])
+        return " ".join([self.task, " + ".join(Path(r).name for r in self.runs) + of, *self.settings])
 
 
 def bench(name: str, words: Sequence[str]) -> dict[str, Any]:

@@ -4,10 +4,11 @@ Mutations that turn it red: train again what is there; judge an entry on other s
 """
 
 import json
+from pathlib import Path
 
 import pytest
 
-from polyarm.bench import bench, table
+from polyarm.bench import _points, bench, table
 from polyarm.spec import UserError
 
 
@@ -50,3 +51,11 @@ def test_a_bench_from_nothing_and_again(tmp_path, capsys):
 def test_what_a_bench_refuses(tmp_path, name, words, message):
     with pytest.raises(UserError, match=message.replace("[", r"\[")):
         bench(name, [f"output_dir={tmp_path}", *words])
+
+
+def test_entries_that_share_a_name_are_points_of_their_own():
+    two, four = (
+        point for entry, x in (("stacked_2", 2), ("stacked_4", 4))
+        for point in _points("recall", entry, {"group": "frames stacked", "x": x, "settings": []}, Path("out"))
+    )  # fmt: skip
+    assert two.name == four.name == "frames stacked" and two.key != four.key and (two.x, four.x) == (2, 4)
