@@ -32,7 +32,7 @@ class Judged:
     runs: tuple[str, ...]
     settings: tuple[str, ...]
     weights: tuple[float, ...] = (1.0,)
-    x: float | None = None
+    x: int | float | None = None
     """What the figure draws it over, if not its network evaluations."""
 
     @property
