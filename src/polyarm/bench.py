@@ -370,7 +370,10 @@ def figure(rows: Sequence[dict[str, Any]], path: Path, x_label: str | None = Non
                 ax.plot(x, y, color=colours(i % 10), marker="o", ms=4, lw=1.5, label=name)
                 ax.vlines(x, low, high, color=colours(i % 10), lw=0.7)
             ax.set_xscale("log")
+            if x_label is not None:
+                ax.set_xticks(sorted({r[key] for r in single if r.get(key) is not None}))
             ax.xaxis.set_major_formatter("{x:g}")
+            ax.xaxis.set_minor_formatter("")
             ax.set_ylim(-0.03, 1.03)
             ax.set_xlabel(label)
             ax.grid(alpha=0.3)
