@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -67,18 +67,21 @@ def bench(name: str, words: Sequence[str]) -> dict[str, Any]:
     rest = [j for j in jobs if _needs(j[5], entries)]
     mixed = [j for task, about in tasks.items() for j in _mixtures(config, task, about, entries, out)]
     total, done = len(jobs) + len(mixed), 0
-    with (
-        Bar(f"bench {name}", total) as bar,
-        ProcessPoolExecutor(count_workers(config.workers, max(1, total)), get_context("spawn")) as pool,
-    ):
-        for wave in (first, rest, mixed):
-            running = {pool.submit(job[0], *job[1:]): job for job in wave}
-            for future in as_completed(running):
-                rows = future.result()
-                made |= {row["key"]: row for row in rows}
-                _write(out, made)
-                done += 1
-                bar.at(done, rows[-1]["key"] if rows else "")
+    pool = ProcessPoolExecutor(count_workers(config.workers, max(1, total)), get_context("spawn"))
+    try:
+        with Bar(f"bench {name}", total) as bar:
+            for wave in (first, rest, mixed):
+                running = {pool.submit(job[0], *job[1:]): job for job in wave}
+                for future in as_completed(running):
+                    rows = future.result()
+                    made |= {row["key"]: row for row in rows}
+                    _write(out, made)
+                    done += 1
+                    bar.at(done, rows[-1]["key"] if rows else "")
+    finally:  # after an error or Ctrl-C the pool would first work off what is waiting
+        pool.shutdown(wait=False, cancel_futures=True)
+        for child in active_children():
+            child.terminate()
     rows = _ordered(_read(out), tasks, config)
     _time(rows, config, out)
     (out / "table.md").write_text(table(rows))
