@@ -181,9 +181,28 @@ def _train_and_judge(
     run = _run(Path(out), task, entry)
     run.mkdir(parents=True, exist_ok=True)
     with (run / "bench.log").open("a") as log, contextlib.redirect_stderr(log):
+        _require_same_terms(run, _terms(config, about, entry, what))
         if not (run / "checkpoints" / "last").exists() or _unfinished(run):
             _train(config, task, about, entry, what, Path(out))
         return _judge_all(config, about, points, out)
+
+
+def _terms(config: dict[str, Any], about: Any, entry: str, what: Any) -> dict[str, Any]:
+    """What a run was trained for; another run of the same name is not it."""
+    return {
+        "core_seconds": config["core_seconds"] * about.get("budget", 1),
+        "settings": [*about["settings"], *what["settings"], *(about.get("policies") or {}).get(entry, [])],
+    }
+
+
+def _require_same_terms(run: Path, terms: dict[str, Any]) -> None:
+    path = run / "bench.json"
+    then = json.loads(path.read_text()) if path.exists() else terms
+    for key, now in terms.items():
+        if then[key] != now:
+            raise UserError(
+                f"{run} was trained with {key}={then[key]}, now it is {now}: give another output_dir, or remove this run"
+            )
 
 
 def _unfinished(run: Path) -> bool:
@@ -196,14 +215,14 @@ def _train(config: dict[str, Any], task: str, about: Any, entry: str, what: Any,
 
     run = _run(out, task, entry)
     known = {e: str(_run(out, task, e)) for e in config["entries"]}
-    settings = [word.format(**known) for word in what["settings"]]
-    made = [*settings, *(about.get("policies") or {}).get(entry, []), f"train.device={config['device']}"]
-    c = _compose(task, about, [*made, f"output_dir={run}"], out)
+    settings = [word.format(**known) for word in [*what["settings"], *(about.get("policies") or {}).get(entry, [])]]
+    c = _compose(task, about, [*settings, f"train.device={config['device']}", f"output_dir={run}"], out)
     if (run / "config.yaml").exists():  # begun before: the same number of steps
         c.train.steps = read_yaml(run / "config.yaml").train.steps
     else:
         c.train.steps = 10_000
         budget = config["core_seconds"] * about.get("budget", 1)
+        (run / "bench.json").write_text(json.dumps(_terms(config, about, entry, what)))
         c.train.steps = max(100, int(budget / seconds_per_step(c)) // 100 * 100)
     c.train.val_every, c.train.checkpoint_every = c.train.steps, max(1, c.train.steps // 4)
     fit(c)

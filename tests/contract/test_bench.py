@@ -31,6 +31,10 @@ def test_a_bench_from_nothing_and_again(tmp_path, capsys):
     assert [r for r in more if r["name"] == "flow"] == rows  # nothing was done again: stamps and times are the same
     # an inner step of an energy counts three, and the energy of the chunk one more
     assert [r["evaluations"] for r in more if r["name"] == "ebt"] == [4, 7]
+    with pytest.raises(
+        UserError, match=r"flow was trained with core_seconds=0\.2, now it is 0\.4: give another output_dir"
+    ):
+        small(tmp_path, "only=[flow]", "core_seconds=0.4")
     mixed = [r for r in more if len(r["runs"]) == 2]
     assert [r["name"] for r in mixed] == ["flow + ebt"] and mixed[0]["evaluations"] == 10 * (1 + 2 * 3)
     assert json.loads((tmp_path / "results.json").read_text())["rows"]
