@@ -49,7 +49,7 @@ class Agent:
         goals: Sequence[Mapping[str, np.ndarray]] | None = None,
     ) -> None:  # fmt: skip
         """Start new episodes in the flagged rows; the next observation is their first. `goals`: for each flagged row what
-        is to be seen at the end, {stream: [...]}; None where the policy is to act without."""
+        is to be seen at the end, {stream: [...]}; None, for all of an agent's life, to act without."""
         self._fresh |= rows
         self._left[rows] = 0
         self._past[rows] = np.nan

@@ -175,7 +175,7 @@ def load_policy(
     if config.eval.pick == 1:
         return policy
     judge = next((p for p in parts if hasattr(p, "energy")), first)
-    return Picked(policy, policy if judge is first and len(parts) == 1 else judge, config.eval.pick)
+    return Picked(policy, judge, config.eval.pick)
 
 
 def time_chunks(

@@ -18,12 +18,14 @@ import torch
 from safetensors.torch import load_file
 
 from polyarm.config import build, compose, override, read_yaml
+from polyarm.datasets.chains import ChainLoader
 from polyarm.datasets.store import Store
 from polyarm.learner import Learner, parameter_groups
 from polyarm.log import read_log
 from polyarm.policies import checkpoint
+from polyarm.policies.policy import clip_loss
 from polyarm.spec import Scale, Spec, UserError
-from polyarm.train import _accelerator, fit
+from polyarm.train import _accelerator, _loader, _prepare, fit, validate
 
 SMALL = ["body.width=32", "body.blocks=1"]
 
@@ -286,3 +288,26 @@ def test_a_world_without_a_goal_says_so(demos, tmp_path):
     policy = build(config.policy, scaled)
     with pytest.raises(UserError, match="this world names no goal to show the policy: give eval.goals=false"):
         rollout(policy, worlds, [1])
+
+
+def test_a_memory_is_held_out_as_it_is_trained(demos, tmp_path):
+    """The validation loss of a policy with memory carries its state from batch to batch. Mutation: start each batch afresh."""
+    config = settings(demos, tmp_path, "policy=seed", "policy.n_chunks=1", "train.batch_size=4", "train.device=cpu")
+    job = _prepare(config)
+    for p in job.policy.parameters():
+        torch.nn.init.normal_(p, std=0.2)  # as built, bodies do not look at what they are conditioned on
+    learner = Learner.create(job.policy, config, job.accelerator)
+    held_out = _loader(config, job.policy, job.demos, job.spec, job.val_episodes)
+    assert isinstance(held_out, ChainLoader)
+
+    def by_hand(carry):
+        noise, state, losses = torch.Generator().manual_seed(3), None, []
+        with learner.averaged() as policy, torch.no_grad():
+            for clip in list(held_out.one_epoch())[:6]:
+                loss, after = clip_loss(policy, clip, noise, state)
+                state = after if carry else None
+                losses.append(loss)
+        return float(torch.stack(losses).mean())
+
+    found = validate(learner, held_out, 6, 3)
+    assert found == by_hand(True) != by_hand(False)
