@@ -192,6 +192,20 @@ def test_goals_come_from_later_in_the_same_episode(k):
     assert (first != second).any(axis=(1, 2, 3)).mean() > 0.3  # another epoch, other goals
 
 
+def test_goals_of_chunks_show_how_an_episode_ends():
+    """A policy of chunks draws goals from after its newest observation; where nothing is left the goal is the last row.
+    Mutations: draw after the whole chunk; hide the goal of late windows."""
+    of = demos([30, 12])
+    windows = Windows(of, of.spec, horizon=8, n_obs_steps=2, n_action_steps=4, pad_after=6)
+    goals = Goals(windows, of, of.spec, length=1, seed=0, after=2, last=True)
+    clip = goals.__getitems__(np.arange(len(goals)))
+    row, given = clip.obs["goal.arm"][:, 0, 0, 1].numpy(), clip.obs["goal.given"]
+    last = np.array([29, 11])[windows.episode]
+    assert given.all() and (row >= np.minimum(windows.start + 2, last)).all() and (row <= last).all()
+    inside = (row < windows.start + 8) & (windows.start + 8 < last)
+    assert inside.any() and (row == last)[windows.start + 2 >= last].all() and (windows.start + 2 >= last).any()
+
+
 def fit(policy, clip_of, steps, lr=2e-3):
     optimizer = torch.optim.AdamW(policy.parameters(), lr=lr)
     noise = generator(1)
