@@ -36,7 +36,7 @@ class Agent:
         self.energy: np.ndarray | None = None
         self._history: dict[str, np.ndarray] = {}
         self._goals: dict[str, np.ndarray] = {}
-        self._past = np.full((n, getattr(policy, "past_rows", 0), policy.action_space.width), np.nan, np.float32)
+        self._past = np.full((n, policy.past_rows, policy.action_space.width), np.nan, np.float32)
         self._fresh = np.ones(n, bool)
         self._left = np.zeros(n, int)
         self._chunk = np.zeros((n, self.n_action_steps, policy.action_space.width), np.float32)
@@ -71,7 +71,7 @@ class Agent:
         return action
 
     def _take_goals(self, rows: np.ndarray, goals: Sequence[Mapping[str, np.ndarray]]) -> None:
-        n, length = len(self._left), int(getattr(self.policy, "goal_steps", 0))
+        n, length = len(self._left), self.policy.goal_steps
         for stream in self.policy.obs_space.streams:
             if stream.name not in goals[0]:
                 raise UserError(

@@ -64,7 +64,7 @@ def rollout(
     """
     require_world(policy, worlds)
     agent = Agent(policy, worlds.num_envs, n_action_steps, device=device)
-    goals = goals and bool(getattr(policy, "goal_steps", 0))
+    goals = goals and policy.goal_steps > 0
     rows = [_Row() for _ in range(worlds.num_envs)]
     waiting = deque(enumerate(seeds))
     found: dict[int, Played] = {}

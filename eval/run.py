@@ -174,7 +174,7 @@ def load_policy(
         )
     if config.eval.pick == 1:
         return policy
-    judge = next((p for p in parts if hasattr(p, "energy")), first)
+    judge = next((p for p in parts if p.energy is not None), first)
     return Picked(policy, judge, config.eval.pick)
 
 
@@ -241,7 +241,7 @@ def bookkeeping(policy: Mixture, worlds: Worlds, seed: int, device: torch.device
 
 def _parts(policy: Any) -> list[Any]:
     """The trained policies within a policy."""
-    if not hasattr(policy, "parts"):
+    if not policy.parts:
         return [policy]
     return list({id(p): p for part in policy.parts for p in ([part] if part is policy else _parts(part))}.values())
 

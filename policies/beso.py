@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from polyarm.policies.generate import forms
 from polyarm.policies.generate.compose import guide
 from polyarm.policies.generate.sample import Sampler, Solver
-from polyarm.policies.policy import ACTION, GOAL, Obs, State, require_chunk, require_scale
+from polyarm.policies.policy import ACTION, GOAL, Obs, Plain, State, require_chunk, require_scale
 from polyarm.spec import ActionSpace, ObsSpace, UserError, unknown
 
 
@@ -38,7 +38,7 @@ class Cond(NamedTuple):
     """Executed actions, NaN where there is none."""
 
 
-class BesoPolicy(nn.Module):
+class BesoPolicy(Plain, nn.Module):
     """`encoder(obs_space)` and `body(action_dim=, horizon=, n_obs_steps=, cond_dim=)` are built here; the body's condition
     are `goal_steps` rows of goals, then `n_obs_steps` states, which go through the same encoder.
 

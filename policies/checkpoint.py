@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from polyarm.config import build, read_yaml, write_yaml
-from polyarm.policies.policy import Policy
+from polyarm.policies.policy import Policy, require_policy
 from polyarm.spec import Spec, UserError
 
 FILES = ("config.yaml", "model.safetensors", "spec.json")
@@ -60,7 +60,9 @@ def load(folder: Path, config: Any | None = None, device: str | torch.device = "
     folder = find(folder)
     spec = read_spec(folder)
     with without_pretrained():
-        policy = build((config if config is not None else read_yaml(folder / "config.yaml")).policy, spec)
+        policy = require_policy(
+            build((config if config is not None else read_yaml(folder / "config.yaml")).policy, spec)
+        )
     weights = load_file(folder / "model.safetensors")
     _require_weights(policy.state_dict(), weights, folder)
     policy.load_state_dict(weights)

@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from polyarm.policies.generate import forms
 from polyarm.policies.generate.sample import Sampler
-from polyarm.policies.policy import Obs, State, require_chunk
+from polyarm.policies.policy import Obs, Plain, State, require_chunk
 from polyarm.spec import ActionSpace, ObsSpace
 
 
-class DiffusionPolicy(nn.Module):
+class DiffusionPolicy(Plain, nn.Module):
     """`encoder(obs_space)` and `body(action_dim=, horizon=, n_obs_steps=, cond_dim=)` are built here, so that yaml names
     only their sizes. `obs_space` and `action_space` come from the demonstrations, with scales."""
 

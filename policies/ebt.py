@@ -28,7 +28,7 @@ from torch.nn.functional import mse_loss, rms_norm
 from polyarm.policies.generate.energy import value_and_gradient
 from polyarm.policies.generate.forms import normal
 from polyarm.policies.generate.sample import Sampler
-from polyarm.policies.policy import Obs, State, require_chunk
+from polyarm.policies.policy import Obs, Plain, State, require_chunk
 from polyarm.spec import ActionSpace, ObsSpace, UserError, unknown
 
 ChunkEnergy = Callable[[Tensor], Tensor]
@@ -164,7 +164,7 @@ def alpha(x: Float[Tensor, "b h d"], s: Descent) -> float:
     return float(x[0].numel()) if s.rate is None else s.rate
 
 
-class EbtPolicy(nn.Module):
+class EbtPolicy(Plain, nn.Module):
     """`encoder(obs_space)`, `temporal(n_obs_steps=, cond_dim=)` (None: the encoder's features as they are) and
     `body(action_dim=, horizon=, n_obs_steps=, cond_dim=)` are built here. `energy(out, x) -> [b]` reads the body's
     answer, which is asked at clock 0; see `policies.nets.energy`. Any body will do."""

@@ -18,11 +18,11 @@ from torch import Tensor
 
 from polyarm.policies.generate.compose import Weights, mix
 from polyarm.policies.generate.sample import Sampler
-from polyarm.policies.policy import GOAL, Obs, Policy, State, require_alike, union
+from polyarm.policies.policy import GOAL, Obs, Plain, Policy, State, require_alike, union
 from polyarm.spec import UserError
 
 
-class Mixture:
+class Mixture(Plain):
     """`policies` with one action space and scale; `weights`: one number a part that sum to one, or a function of the angle.
 
     The sampler is the heaviest part's unless one is given, so that weight 1 is that part to the bit. A part sees its own
@@ -34,7 +34,7 @@ class Mixture:
         for other in policies[1:]:
             require_alike(first, other)
         for part in policies:
-            if getattr(part, "past_rows", 0):
+            if part.past_rows:
                 raise UserError(
                     f"policy {part.name} rewrites its past actions while it denoises (horizon = n_obs_steps = {part.n_obs_steps}), "
                     "which no mixture does: train it with a longer horizon"
@@ -53,7 +53,7 @@ class Mixture:
         self.action_space = first.action_space
         self.n_obs_steps = max(p.n_obs_steps for p in policies)
         self.n_action_steps = min(p.n_action_steps for p in policies)
-        self.goal_steps = max(getattr(p, "goal_steps", 0) for p in policies)
+        self.goal_steps = max(p.goal_steps for p in policies)
         self.sampler = sampler or heaviest.sampler
 
     def start(self, b: int) -> State:

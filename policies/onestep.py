@@ -32,7 +32,7 @@ from polyarm.policies.generate.angle import flow_line, wide
 from polyarm.policies.generate.compose import clip
 from polyarm.policies.generate.sample import Sampler, euler
 from polyarm.policies.nets.clock import periods
-from polyarm.policies.policy import Obs, Policy, State, require_alike, require_chunk
+from polyarm.policies.policy import Obs, Plain, Policy, State, require_alike, require_chunk
 from polyarm.spec import ActionSpace, ObsSpace, UserError, require_obs
 
 
@@ -43,7 +43,7 @@ class Cond(NamedTuple):
     teacher: Any = None
 
 
-class OneStepPolicy(nn.Module):
+class OneStepPolicy(Plain, nn.Module):
     """`encoder(obs_space)` and `body(action_dim=, horizon=, n_obs_steps=, cond_dim=)` are built here, so that yaml names
     only their sizes. A body has one clock, t; the span t - r is shown to it as `span_width` more features of every
     observation step.

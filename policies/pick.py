@@ -17,7 +17,7 @@ from torch import Tensor
 
 from polyarm.policies.generate.forms import Denoise, Noise, normal
 from polyarm.policies.generate.sample import Sampler
-from polyarm.policies.policy import GOAL, Obs, Policy, State, require_alike, union
+from polyarm.policies.policy import GOAL, Obs, Plain, Policy, State, require_alike, union
 from polyarm.spec import UserError
 
 
@@ -41,13 +41,13 @@ class Picking(Sampler):
         return best
 
 
-class Picked:
+class Picked(Plain):
     """`policy`, whose chunks are the best of `k` by `judge.energy`; `judge` may be the policy itself."""
 
     def __init__(self, policy: Policy, judge: Any, k: int):
         if k < 1:
             raise UserError(f"pick={k}: give the number of chunks to choose from, 1 or more")
-        if not hasattr(judge, "energy"):
+        if judge.energy is None:
             raise UserError(
                 f"policy {judge.name} has no energy to pick by: add one that has, such as policy=ebt, with weight 0"
             )
@@ -58,7 +58,7 @@ class Picked:
         self.obs_space = union([p.obs_space for p in self.parts])
         self.action_space = policy.action_space
         self.n_obs_steps, self.n_action_steps = policy.n_obs_steps, policy.n_action_steps
-        self.goal_steps = max(getattr(p, "goal_steps", 0) for p in self.parts)
+        self.goal_steps = max(p.goal_steps for p in self.parts)
         s = policy.sampler
         self.sampler: Sampler = Picking(s.solver, s.angles, s.limit, s.shrink, self.energy, k)
         self._width = len(policy.start(1))

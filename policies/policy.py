@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -42,6 +42,20 @@ class Policy(Protocol):
     n_action_steps: int  # Ta, the rows executed of each chunk unless told otherwise
     sampler: Sampler
 
+    # What only some policies do; `Plain` says no to all of it.
+    goal_steps: int  # rows of a goal that it is shown, obs["goal.<stream>"]
+    past_rows: int  # executed actions before the newest observation that it is shown, obs["action"]
+    n_chunks: int  # consecutive chunks that training learns through, for a policy with memory
+    reset_interval: int  # chunks after which training forgets, for a policy with memory
+    energy: (
+        Callable[[Tensor, Any], Tensor] | None
+    )  # (scaled chunks [b h d], cond) -> [b], how unlike the demonstrations
+    parts: tuple[Policy, ...]  # the policies that it is made of
+
+    def prepare(self) -> None:
+        """Load what only training needs, such as a teacher; called before anything is written."""
+        ...
+
     def start(self, b: int) -> State: ...
     def encode(self, obs: Obs, state: State, generator: torch.Generator | None = None) -> tuple[Cond, State]:
         """Once a chunk. With a generator it may augment (training); without, it is deterministic (acting)."""
@@ -52,33 +66,84 @@ class Policy(Protocol):
         ...
 
 
+class Plain:
+    """What a policy does not do unless it says so: inherit it, and give what differs."""
+
+    goal_steps: int = 0
+    past_rows: int = 0
+    n_chunks: int = 0
+    reset_interval: int = 0
+    energy: Any = None
+    parts: tuple[Any, ...] = ()
+
+    def prepare(self) -> None: ...
+
+
 class Trained(Policy, Protocol):
     """A policy that demonstrations train; a mixture of policies is none."""
 
-    def loss(self, action: Float[Tensor, "b h d"], cond: Cond, generator: torch.Generator) -> Tensor:
-        """Of scaled actions."""
+    def loss(
+        self, action: Float[Tensor, "b h d"], cond: Cond, generator: torch.Generator
+    ) -> Tensor | Mapping[str, Tensor]:
+        """Of scaled actions: a number, or several by name, of which training minimises the sum."""
         ...
 
 
-def clip_loss(
+def require_policy(policy: Any) -> Any:
+    """`policy` if it has all that the protocol names; otherwise a `UserError` that says what is missing."""
+    named = [*Policy.__annotations__, *(n for n in ("prepare", "start", "encode", "denoise"))]
+    for name in named:
+        if not hasattr(policy, name):
+            raise UserError(
+                f"{type(policy).__name__} has no {name!r}, which policies.policy.Policy asks of every policy: give it, or inherit "
+                "policies.policy.Plain for what this policy does not do"
+            )
+    return policy
+
+
+LOSS = "loss"
+"""The name of a policy's only loss, and of the sum of several."""
+
+
+def clip_losses(
     policy: Trained, clip: Clip, generator: torch.Generator, state: State | None = None
-) -> tuple[Tensor, State]:
-    """Mean loss over the k windows of a clip, and the state after it. Relative actions are made so here.
+) -> tuple[dict[str, Tensor], State]:
+    """Mean losses by name over the k windows of a clip, their sum as "loss" first, and the state after the clip. Relative
+    actions are made so here.
 
     The state is carried from window to window and restarted at reset flags; `state` is what the clip before left, so
     that gradients are cut at clips while memory is not (truncated back-propagation through k chunks).
     """
     scale = require_scale(policy.action_space)
     state = policy.start(len(clip.action)) if state is None else state
-    losses = []
+    losses: list[dict[str, Tensor]] = []
     for k in range(clip.action.shape[1]):
         state = restart(policy, state, clip.reset[:, k])
         obs = {name: x[:, k] for name, x in clip.obs.items()}
         cond, state = policy.encode(obs, state, generator)
         under = base(policy, obs)
         action = clip.action[:, k] if under is None else clip.action[:, k] - under
-        losses.append(policy.loss(scale.do(action), cond, generator))
-    return torch.stack(losses).mean(), state
+        losses.append(_named(policy.loss(scale.do(action), cond, generator), policy.name))
+    return {name: torch.stack([loss[name] for loss in losses]).mean() for name in losses[0]}, state
+
+
+def clip_loss(
+    policy: Trained, clip: Clip, generator: torch.Generator, state: State | None = None
+) -> tuple[Tensor, State]:
+    """(what training minimises, state after the clip) of `clip_losses`."""
+    losses, state = clip_losses(policy, clip, generator, state)
+    return losses[LOSS], state
+
+
+def _named(loss: Tensor | Mapping[str, Tensor], policy: str) -> dict[str, Tensor]:
+    if isinstance(loss, Tensor):
+        return {LOSS: loss}
+    if not loss or LOSS in loss:
+        raise UserError(
+            f"policy {policy} returned the losses {', '.join(loss) or 'none'}: return one number, or several by names other than "
+            f"{LOSS!r}, which is their sum"
+        )
+    return {LOSS: torch.stack(tuple(loss.values())).sum(), **loss}
 
 
 def restart(policy: Policy, state: State, rows: Tensor) -> State:
@@ -108,7 +173,7 @@ def plan(policy: Policy, obs: Obs, state: State, generator: Noise, sampler: Samp
     b = len(next(iter(obs.values())))
     like = torch.empty(b, space.horizon, space.width, device=next(iter(obs.values())).device)
     x = (sampler or policy.sampler)(policy.denoise, normal(like, generator), cond, generator)
-    energy = policy.energy(x, cond) if hasattr(policy, "energy") else None
+    energy = policy.energy(x, cond) if policy.energy is not None else None
     action = require_scale(space).undo(x)
     return Planned(action if under is None else action + under, state, energy)
 

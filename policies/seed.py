@@ -22,11 +22,11 @@ from torch import Tensor, nn
 from polyarm.encoders.temporal import Sega
 from polyarm.policies.generate import forms
 from polyarm.policies.generate.sample import Sampler
-from polyarm.policies.policy import Obs, State, require_chunk
+from polyarm.policies.policy import Obs, Plain, State, require_chunk
 from polyarm.spec import ActionSpace, ObsSpace
 
 
-class SeedPolicy(nn.Module):
+class SeedPolicy(Plain, nn.Module):
     """`encoder(obs_space)`, `memory(width=)` and `body(action_dim=, horizon=, n_obs_steps=, cond_dim=)` are built here, so
     that yaml names only their sizes. Features become tokens of `token_width` through one hidden layer of `hidden` and a
     norm. Training takes `n_chunks` windows a clip and forgets after `reset_interval` of them. `frozen` never trains the

@@ -297,7 +297,7 @@ def _time(rows: list[dict[str, Any]], config: DictConfig, out: Path) -> None:
                 row["bookkeeping"] = bookkeeping(policy, worlds, int(config.seed), device)
             worlds.close()
             row["ms"] = sorted(ms)[len(ms) // 2]
-            parts = getattr(policy, "parts", [policy])
+            parts = policy.parts or [policy]
             row["parameters"] = sum(p.numel() for part in parts for p in part.parameters())
             row["machine"] = machine(device)
             bar.at(i + 1, row["key"])

@@ -23,7 +23,7 @@ from polyarm.datasets.windows import Items, Loader, Windows, split_episodes
 from polyarm.learner import Learner
 from polyarm.log import Log
 from polyarm.policies import checkpoint
-from polyarm.policies.policy import Policy, clip_loss
+from polyarm.policies.policy import Policy, clip_loss, require_policy
 from polyarm.progress import Bar
 from polyarm.spec import Clip, Spec, UserError
 from polyarm.task import open_demos
@@ -95,9 +95,8 @@ def _prepare(config: DictConfig) -> _Job:
     spec = _fit_scales(demos, config, train_episodes)
     _require_limit(config)
     torch.manual_seed(t.seed)
-    policy = build(config.policy, spec)
-    if hasattr(policy, "prepare"):  # a student loads its teacher
-        policy.prepare()
+    policy = require_policy(build(config.policy, spec))
+    policy.prepare()  # a student loads its teacher
     return _Job(accelerator, demos, spec, policy, train_episodes, val_episodes)
 
 
@@ -163,12 +162,12 @@ def _loader(
             "rank": learner.accelerator.process_index, "world": learner.accelerator.num_processes,
             "start_step": learner.step, "num_workers": config.data.num_workers,
         }  # fmt: skip
-    if hasattr(policy, "n_chunks"):
+    if policy.n_chunks:
         return ChainLoader(windows, t.batch_size, k=policy.n_chunks, interval=policy.reset_interval, **shared)
     items: Items = windows
-    if goal_steps := getattr(policy, "goal_steps", 0):
+    if policy.goal_steps:
         items = Goals(
-            windows, demos, Spec(policy.obs_space, spec.action), length=goal_steps, seed=t.seed,
+            windows, demos, Spec(policy.obs_space, spec.action), length=policy.goal_steps, seed=t.seed,
             after=policy.n_obs_steps, last=policy.action_space.horizon > policy.n_obs_steps,
         )  # fmt: skip
     return Loader(items, t.batch_size, partial=learner is None, **shared)

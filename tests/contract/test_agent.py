@@ -12,10 +12,11 @@ from polyarm.eval.agent import Agent
 from polyarm.eval.rollout import rollout
 from polyarm.policies.generate.angle import linear_flow
 from polyarm.policies.generate.sample import Sampler, euler
+from polyarm.policies.policy import Plain
 from polyarm.spec import ActionSpace, ObsSpace, Scale, Stream, UserError
 
 
-class Teller:
+class Teller(Plain):
     """Answers row h of a chunk with 100 * newest observation + h, plus what its state counted; keeps every window it saw."""
 
     name, n_obs_steps, n_action_steps = "teller", 3, 4
@@ -100,7 +101,7 @@ def test_more_rows_than_the_chunk_has_are_refused():
         Agent(Teller(), 1, n_action_steps=7)
 
 
-class Counter:
+class Counter(Plain):
     """Worlds that count: observation t, reward t / 10, success at 5 for even seeds, truncated at 7 for odd ones."""
 
     def __init__(self, n):

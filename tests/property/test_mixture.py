@@ -13,7 +13,7 @@ from polyarm.config import build, compose
 from polyarm.policies.generate.angle import linear_flow, wide
 from polyarm.policies.generate.sample import Sampler, euler
 from polyarm.policies.mixture import Mixture
-from polyarm.policies.policy import chunk, restart
+from polyarm.policies.policy import Plain, chunk, restart
 from polyarm.spec import ActionSpace, ObsSpace, Scale, Spec, Stream, UserError
 
 OBS = ObsSpace((Stream("s", "state", (3,), ("a", "b", "c"), ("1",) * 3, scale=Scale.identity(3)),), 10.0)
@@ -70,7 +70,7 @@ def test_a_function_of_the_angle_may_weigh():
     )
 
 
-class Gauss:
+class Gauss(Plain):
     """An exact policy for N(mean, var) in every entry; its state counts its chunks."""
 
     n_obs_steps, n_action_steps = 2, 4

@@ -11,7 +11,7 @@ from polyarm.policies.generate.angle import Schedule, ddim_leading, linear_flow
 from polyarm.policies.generate.forms import Diffusion, Flow, Karras
 from polyarm.policies.generate.sample import Sampler, euler
 from polyarm.policies.nets import ResidualMlp
-from polyarm.policies.policy import chunk, clip_loss, require_chunk, restart
+from polyarm.policies.policy import Plain, chunk, clip_loss, clip_losses, require_chunk, require_policy, restart
 from polyarm.spec import ActionSpace, Clip, ObsSpace, Scale, Stream, UserError
 
 OBS = ObsSpace((Stream("size", "state", (1,), ("size",), ("m",)),), 10.0)
@@ -23,7 +23,7 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-class Sum:
+class Sum(Plain):
     """A recurrent policy: it carries the sum of what it saw, counts its chunks, and answers with the sum."""
 
     name = "sum"
@@ -207,3 +207,38 @@ def test_one_euler_step_of_a_flow_lands_between_the_modes(two_modes, size):
     has shown."""
     chunks = scaled_chunks(two_modes, size, Sampler(euler, linear_flow(1)))
     assert (chunks.abs() < size / 2).float().mean() > 0.9 and chunks.square().mean().sqrt() < size / 3
+
+
+def test_named_losses_are_averaged_each_and_summed():
+    """Mutation: minimise the first one only."""
+
+    class Two(Sum):
+        def loss(self, action, cond, generator):
+            return {"a": action.mean(), "b": 2 + action.square().mean()}
+
+    clip = a_clip([[True, False, False], [True, False, True]])
+    losses, _ = clip_losses(Two(), clip, generator())
+    scaled = Two().action_space.scale.do(clip.action)
+    assert list(losses) == ["loss", "a", "b"]
+    torch.testing.assert_close(losses["a"], scaled.mean())
+    torch.testing.assert_close(losses["loss"], scaled.mean() + 2 + scaled.square().mean())
+    assert torch.equal(clip_loss(Two(), clip, generator())[0], losses["loss"])
+
+
+@pytest.mark.parametrize("names", [(), ("loss", "b")])
+def test_losses_without_a_name_of_their_own_are_refused(names):
+    class Odd(Sum):
+        def loss(self, action, cond, generator):
+            return dict.fromkeys(names, action.mean())
+
+    with pytest.raises(UserError, match="by names other than 'loss'"):
+        clip_losses(Odd(), a_clip([[True, False, False], [True, False, True]]), generator())
+
+
+def test_a_policy_that_says_nothing_of_what_it_cannot_do_is_told_of_plain():
+    class Bare:
+        name = "bare"
+
+    with pytest.raises(UserError, match="Bare has no 'obs_space'.*policies.policy.Plain"):
+        require_policy(Bare())
+    assert require_policy(Sum())

@@ -20,7 +20,7 @@ from polyarm.datasets.windows import Windows
 from polyarm.policies.generate.angle import linear_flow
 from polyarm.policies.generate.sample import Sampler, euler
 from polyarm.policies.mixture import Mixture
-from polyarm.policies.policy import clip_loss, plan
+from polyarm.policies.policy import Plain, clip_loss, plan
 from polyarm.relative import base, choose
 from polyarm.spec import ActionSpace, Clip, ObsSpace, Scale, Spec, Stream, UserError
 
@@ -115,7 +115,7 @@ def test_the_scale_is_fitted_on_what_training_learns(lengths, n_obs_steps, more)
         np.testing.assert_allclose([scaled.min(0), scaled.max(0)], [[-1] * 3, [1] * 3], atol=1e-5)
 
 
-class Perfect:
+class Perfect(Plain):
     """Knows the scaled chunk it is to answer; keeps what it was trained on and what it was shown."""
 
     name, n_obs_steps, n_action_steps = "perfect", 2, 2
