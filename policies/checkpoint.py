@@ -72,9 +72,10 @@ def load(folder: Path, config: Any | None = None, device: str | torch.device = "
 def find(path: Path) -> Path:
     """The checkpoint folder that `path` means: itself, or the last one of a training run."""
     path = Path(path)
-    for folder in (path, path / "checkpoints" / "last"):
-        if all((folder / name).is_file() for name in FILES):
-            return folder.resolve()
+    if all((path / name).is_file() for name in FILES):
+        return path.resolve()
+    if found := steps(path):
+        return found[-1]
     if not path.exists():
         raise UserError(f"{path} does not exist: give the output_dir of a training run, or one of its checkpoints")
     raise UserError(
@@ -102,3 +103,29 @@ def _require_weights(want: Mapping[str, Tensor], got: Mapping[str, Tensor], fold
         else:
             continue
         raise UserError(f"{folder / 'model.safetensors'} {problem}: undo the change to policy.*, or train again")
+
+
+def steps(run: Path) -> list[Path]:
+    found = [p for p in (Path(run) / "checkpoints").glob("step_*") if all((p / n).is_file() for n in FILES)]
+    return sorted(found, key=lambda p: int(p.name.removeprefix("step_")))
+
+
+def read_train_state(folder: Path) -> dict[str, Any]:
+    return torch.load(folder / "train_state.pt", map_location="cpu", weights_only=True)
+
+
+def point_last(run: Path, folder: Path) -> None:
+    try:
+        link = run / "checkpoints" / ".last"
+        link.unlink(missing_ok=True)
+        os.symlink(folder.name, link)
+        link.replace(run / "checkpoints" / "last")
+    except OSError:
+        pass
+
+
+def prune(run: Path, keep: int) -> None:
+    for f in steps(run)[:-keep]:
+        (f / "train_state.pt").unlink(missing_ok=True)
+    for f in (run / "checkpoints").glob(".step*"):
+        shutil.rmtree(f)

@@ -15,7 +15,7 @@ FLOORS = {
     "datasets": 2, "sim": 2, "real_robot": 2,
     "encoders": 3, "policies.generate": 3,
     "policies": 4,
-    "learner": 5, "train": 5, "eval": 5, "collect": 5, "task": 5,
+    "learner": 5, "train": 5, "job": 5, "resume": 5, "stop": 1, "eval": 5, "collect": 5, "task": 5,
     "demo": 6, "doctor": 6, "bench": 6, "cli": 6,
 }  # fmt: skip
 TOGETHER = {1, 5, 6}
