@@ -47,10 +47,12 @@ class Policy(Protocol):
     past_rows: int  # executed actions before the newest observation that it is shown, obs["action"]
     n_chunks: int  # consecutive chunks that training learns through, for a policy with memory
     reset_interval: int  # chunks after which training forgets, for a policy with memory
-    energy: (
-        Callable[[Tensor, Any], Tensor] | None
-    )  # (scaled chunks [b h d], cond) -> [b], how unlike the demonstrations
     parts: tuple[Policy, ...]  # the policies that it is made of
+
+    @property
+    def energy(self) -> Callable[..., Tensor] | None:
+        """(scaled chunks [b h d], cond) -> [b]: how unlike the demonstrations it holds them."""
+        ...
 
     def prepare(self) -> None:
         """Load what only training needs, such as a teacher; called before anything is written."""
@@ -91,7 +93,7 @@ class Trained(Policy, Protocol):
 
 def require_policy(policy: Any) -> Any:
     """`policy` if it has all that the protocol names; otherwise a `UserError` that says what is missing."""
-    named = [*Policy.__annotations__, *(n for n in ("prepare", "start", "encode", "denoise"))]
+    named = [*Policy.__annotations__, "energy", "prepare", "start", "encode", "denoise"]
     for name in named:
         if not hasattr(policy, name):
             raise UserError(

@@ -130,7 +130,7 @@ def make_accelerator(config: DictConfig) -> Any:
     # with one chunk a clip, a memory's own update gets no gradient, which several processes must be told
     parallel = DistributedDataParallelKwargs(find_unused_parameters=config.policy.get("n_chunks") == 1)
     with _deaf():
-        if int(os.environ.get("WORLD_SIZE", 1)) == 1:  # one accelerator after another, in sweeps
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:  # one accelerator after another, in sweeps
             AcceleratorState._reset_state(True)
         return Accelerator(cpu=not cuda, mixed_precision=precision, kwargs_handlers=[parallel])
 

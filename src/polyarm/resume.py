@@ -6,7 +6,7 @@ import hashlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
@@ -22,8 +22,6 @@ MAY_CHANGE = (
 )
 """Settings that a resumed run may give anew; any other makes it another run."""
 
-Found = TypeVar("Found")
-
 
 def look(run: Path, config: DictConfig) -> Path | None:
     """The checkpoint that training of `config` in `run` goes on from: the newest whole one that holds its state; None for a
@@ -35,19 +33,21 @@ def look(run: Path, config: DictConfig) -> Path | None:
     whole = checkpoint.steps(run)
     began = next((f for f in (run / "config.yaml", *(s / "config.yaml" for s in reversed(whole))) if f.is_file()), None)
     if began is None:
-        return _none(run)
+        _require_nothing(run)
+        return None
     if not config.train.resume:
         raise UserError(f"{run} holds a run already: give another output_dir, or train.resume=true to go on with it")
     _require_same(run, read_yaml(began), config)
     ready = [folder for folder in whole if (folder / "train_state.pt").is_file()]
     if not ready:
-        return _none(run)
+        _require_nothing(run)
+        return None
     if ready[-1] != whole[-1]:
         print(f"{whole[-1]} has no train_state.pt: going on from {ready[-1].name}", file=sys.stderr)
     return ready[-1]
 
 
-def agree(accelerator: Any, ask: Callable[[], Found]) -> Found:
+def agree[Found](accelerator: Any, ask: Callable[[], Found]) -> Found:
     """What `ask` answers in the main process, in every process; its `UserError` too. So no process looks at a folder that
     another is just making."""
     if accelerator.num_processes == 1:
@@ -88,7 +88,7 @@ def same_split(card: dict[str, Any], ends: np.ndarray, where: str) -> tuple[np.n
     return np.asarray(card["train"], np.int64), np.asarray(card["val"], np.int64)
 
 
-def _none(run: Path) -> None:
+def _require_nothing(run: Path) -> None:
     """A run that has saved nothing begins anew; one whose checkpoints cannot be gone on from does not."""
     there = sorted(p.name for p in (run / "checkpoints").glob("*") if not p.name.startswith("."))
     if there:

@@ -166,7 +166,8 @@ class Tally:
     """Losses by name and windows seen since a row of the log."""
 
     def __init__(self, device: torch.device):
-        self.device, self.totals, self.steps, self.samples = device, {}, 0, 0
+        self.device, self.steps, self.samples = device, 0, 0
+        self.totals: dict[str, Tensor] = {}
         self.since = time.perf_counter()
 
     def add(self, losses: dict[str, Tensor], clip: Clip) -> None:
