@@ -52,6 +52,7 @@ def settle(config: DictConfig, plain: DictConfig, dropped: Sequence[str] = ()) -
             raise unknown("setting", key, keys(config, key))
     drop(config, *(PACKAGES.get(key, key) for key in dropped))
     try:
+        check(config, plain)
         OmegaConf.resolve(config)
     except OmegaConfBaseException as e:
         raise explain(e) from e
@@ -59,7 +60,7 @@ def settle(config: DictConfig, plain: DictConfig, dropped: Sequence[str] = ()) -
         for name in _settings(config, section):
             if name not in plain[section]:
                 raise unknown("setting", f"{section}.{name}", keys(plain, f"{section}.{name}"))
-    return check(config, plain)
+    return config
 
 
 @contextmanager
@@ -135,24 +136,23 @@ def make(node: DictConfig) -> Any:
     try:
         return _Made(instantiate(node, _partial_=True, _convert_="all"))
     except (HydraException, OmegaConfBaseException) as e:
-        raise explain(e) from e
+        raise explain(e, node=node) from e
 
 
 def check(config: DictConfig, plain: DictConfig) -> DictConfig:
     """The configuration with every setting that `ranges` knows in its range and of its type; or the sentence."""
+    for part in ("task", "policy"):
+        if not _settings(config, part) or part == "policy" and not isinstance(config.policy.get("_target_"), str):
+            raise UserError(f"there is no {part}: give {part}=NAME, one of {', '.join(options(part))}")
+    for key in RANGES:
+        if key.startswith(("task.", "policy.")) and (key in NEEDED or _has(config, key)):
+            _require(config, key, None)
+    _require(config, "output_dir", None)
     for section in SECTIONS:
         for name, default in plain[section].items():
             if name not in _settings(config, section):
                 raise UserError(f"{section}.{name} has no value: give it one, such as {section}.{name}={default}")
             _require(config, f"{section}.{name}", default)
-    for part in ("task", "policy"):
-        if not _settings(config, part):
-            raise UserError(f"there is no {part}: give {part}=NAME, one of {', '.join(options(part))}")
-    for key in RANGES:
-        if key.startswith(("task.", "policy.", "output_dir")) and (key in NEEDED or _has(config, key)):
-            _require(config, key, OmegaConf.select(plain, key, default=None) if key == "output_dir" else None)
-    if not isinstance(config.policy.get("_target_"), str):
-        raise UserError(f"policy has no _target_: give policy=NAME, one of {', '.join(options('policy'))}")
     for key, value, rule in policy_rules(OmegaConf.to_container(config.policy, resolve=True)):  # type: ignore[arg-type]
         taken = require(key, value, rule)
         if taken != value or type(taken) is not type(value):
@@ -207,13 +207,16 @@ class _Made:
 
 
 def _refused(name: str, error: BaseException, settings: dict[str, Any]) -> UserError:
-    given = ", ".join(f"{k}={v}" for k, v in settings.items() if isinstance(v, int | float | str | list) or v is None)
+    plain = {
+        k: v for k, v in settings.items() if k != "_target_" and (isinstance(v, int | float | str | list) or v is None)
+    }
+    given = " " + ", ".join(f"{k}={v}" for k, v in plain.items()) if plain else ""
     why = f"{type(error).__name__}: {_first_line(error)}"
-    return UserError(f"{name} does not take these settings, {given} ({why}): see its docstring for those it takes")
+    return UserError(f"{name} does not take these settings{given} ({why}): see its docstring for those it takes")
 
 
-def explain(error: Exception, overrides: Sequence[str] = ()) -> UserError:
-    """An error of hydra or omegaconf as one sentence with the nearest name."""
+def explain(error: Exception, overrides: Sequence[str] = (), node: DictConfig | None = None) -> UserError:
+    """An error of hydra or omegaconf as one sentence with the nearest name. `node`: what was made when it came."""
     cause: BaseException | None = error
     deepest: BaseException = error
     while cause is not None:  # hydra wraps what a constructor raised
@@ -226,7 +229,13 @@ def explain(error: Exception, overrides: Sequence[str] = ()) -> UserError:
     if target := re.search(r"Error locating target '([^']+)'", text):
         return _unknown_target(target[1])
     if called := re.search(r"Error in (?:call to target |creating partial\()'?([\w.]+)", text):
-        return _refused(called[1].rpartition(".")[2], deepest, {})
+        part = re.search(r"full_key: (\S+)", text)
+        given = None if node is None else OmegaConf.select(node._get_root(), part[1]) if part else node
+        return _refused(called[1].rpartition(".")[2], deepest, dict(given or {}))
+    if blocked := re.search(r"[Tt]arget '([^']+)' is block", text):
+        return UserError(
+            f"_target_ {blocked[1]!r} is blocked, for it could do anything: name a class that makes a part of a policy"
+        )
     if isinstance(error, InterpolationKeyError) and (name := re.search(r"'([^']+)'", text)):
         return UserError(
             f"these settings take {name[1]} from elsewhere, where it is not: choose parts, such as a sampler, that fit the policy"
@@ -236,7 +245,9 @@ def explain(error: Exception, overrides: Sequence[str] = ()) -> UserError:
         or re.search(r"Could not override '([^']+)'", text)
         or re.search(r"Key '([^']+)' is not in struct", text)
     ):
-        return unknown("setting", key[1], [*keys(_root(), key[1]), *groups()])
+        known = [*keys(_root(), key[1]), *groups()]
+        if key[1] not in known:
+            return unknown("setting", key[1], known)
     if missing := re.search(r"Missing mandatory value: (\S+)", text):
         return UserError(f"{missing[1]} has no value: give it as {missing[1]}=...")
     return UserError(
@@ -251,6 +262,10 @@ def _first_line(error: BaseException) -> str:
 def _unknown_target(dotted: str) -> UserError:
     """For a `_target_` that does not exist: what its module has."""
     home, _, name = dotted.rpartition(".")
+    if not home:
+        return UserError(
+            f"_target_ {dotted!r} is no dotted name of a class, such as polyarm.policies.nets.ResidualMlp: give one"
+        )
     try:
         module = import_module(home)
     except (ImportError, ValueError):

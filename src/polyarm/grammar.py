@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.core.override_parser.types import Override, Quote, QuotedString, Sweep
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -34,6 +34,10 @@ def hydra_word(word: str, config: DictConfig, sweep: bool = False) -> str:
             value = ",".join(map(_place, value.split(","))) if sweep else _place(value)
         elif not _reads(f"x={value}"):
             value = quoted(value) if group or _takes_text(config, key) else value
+        elif group and not sweep and not isinstance(_parse(f"{key}={value}", word).value(), str | list | Sweep):
+            if value.strip() == "null":
+                raise UserError(f"{word}: give {_one(key)}, or leave it out with ~{key}")
+            value = quoted(value)
         elif not sweep and _parse(f"{key}={value}", word).is_sweep_override():
             if group or not _takes_text(config, key):
                 raise UserError(f"{word} names several values: add --multirun to train with each, or give {_one(key)}")

@@ -67,6 +67,16 @@ def whole(low: int, high: int = 10**9) -> Rule:
     return Rule(f"a whole number{_span(low, high if high < 10**9 else inf, -inf, inf)}", take)
 
 
+def divided(rule: Rule, by: int, rest: int = 0) -> Rule:
+    def take(value: Any) -> int:
+        value = rule.take(value)
+        if value % by != rest:
+            raise Misfit
+        return value
+
+    return Rule(rule.expect.replace("a whole", "an odd whole" if rest else "an even whole"), take)
+
+
 def words(*known: str) -> Rule:
     def take(value: Any) -> str:
         if value not in known or not isinstance(value, str):
@@ -77,19 +87,7 @@ def words(*known: str) -> Rule:
 
 
 def text(what: str) -> Rule:
-    """A string that is not empty; a number is the word it was written as."""
-
-    def take(value: Any) -> str:
-        value = str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
-        if not isinstance(value, str) or not value.strip():
-            raise Misfit
-        return value
-
-    return Rule(what, take, free=True)
-
-
-def place(what: str) -> Rule:
-    """A path. A bare number or switch is a slip rather than a folder of that name: that is ./2024."""
+    """A string that is not empty; a number where a name or a path is meant is a slip (a folder 2024 is ./2024)."""
 
     def take(value: Any) -> str:
         if not isinstance(value, str) or not value.strip():
@@ -162,8 +160,10 @@ SIZE = whole(1, 2**16)
 COUNT = whole(1)
 NAMED = any_of(text("a stream's name"), mapping("{channel: stream.channel}"), NULL)
 
+PART = mapping("a part by its group, such as sampler=euler or body=mlp")
+
 RANGES: dict[str, Rule] = {
-    "output_dir": place("a folder, such as runs/2024"),
+    "output_dir": text("a folder, such as runs/2024"),
     "data.val_ratio": DROP,
     "data.max_train_episodes": any_of(COUNT, NULL),
     "data.seed": SEED,
@@ -203,18 +203,21 @@ RANGES: dict[str, Rule] = {
     "eval.device": DEVICE,
     "eval.threads": whole(1, 1024),
     "eval.allow_other_versions": SWITCH,
-    "collect.path": place("the store to fill, such as data/mine.zarr"),
+    "collect.path": text("the store to fill, such as data/mine.zarr"),
     "collect.episodes": whole(1, 10**6),
     "collect.seed": SEED,
     "collect.workers": any_of(words("auto"), whole(1, 1024)),
     "policy.name": text("the policy's name"),
+    "policy.sampler": PART,
+    "policy.encoder": PART,
+    "policy.body": PART,
     "task.name": text("the task's name"),
     "task.env_id": text("the id of a world, such as polyarm/PickPlace-v0"),
     "task.env_kwargs": mapping("a mapping of the world's own settings"),
     "task.streams": several(text(""), "a list of different streams, such as [joint_pos, cube]", distinct=True),
     "task.expert": any_of(text("the dotted path of an expert"), NULL),
     "task.demos": mapping("a mapping with the path of the demonstrations"),
-    "task.demos.path": place("where the demonstrations are, such as data/mine.zarr"),
+    "task.demos.path": text("where the demonstrations are, such as data/mine.zarr"),
     "task.demos.fields": any_of(mapping("{stream: {key: ...}}"), NULL),
     "task.measure": words("success", "score"),
     "task.obs_scale": SCALE,
@@ -226,10 +229,10 @@ RANGES: dict[str, Rule] = {
 """By the whole name. What a yaml says beyond these is not looked at; those of the root file are all here."""
 
 POLICY: dict[str, Rule] = {
-    "horizon": whole(1, 10**4), "n_obs_steps": whole(1, 10**4), "n_action_steps": whole(1, 10**4), "span_width": SIZE,
+    "horizon": whole(1, 10**4), "n_obs_steps": whole(1, 10**4), "n_action_steps": whole(1, 10**4), "span_width": divided(whole(2, 2**16), 2),
     "width": SIZE, "blocks": whole(1, 1000), "expand": whole(1, 64), "layers": whole(1, 1000), "cond_layers": whole(0, 1000),
-    "heads": SIZE, "depth": whole(1, 1000), "tokens": SIZE, "token_width": SIZE, "hidden": SIZE, "clock_dim": whole(4, 2**16),
-    "down_dims": several(SIZE, "a list of widths, such as [256, 512, 1024]"), "kernel_size": whole(1, 999), "groups": SIZE,
+    "heads": SIZE, "depth": whole(1, 1000), "tokens": SIZE, "token_width": SIZE, "hidden": SIZE, "clock_dim": divided(whole(4, 2**16), 2),
+    "down_dims": several(SIZE, "a list of widths, such as [256, 512, 1024]"), "kernel_size": divided(whole(1, 999), 2, 1), "groups": SIZE,
     "dropout": DROP, "p_drop_attn": DROP, "p_drop_resid": DROP, "p_drop_emb": DROP,
     "keypoints": SIZE, "features": any_of(SIZE, NULL), "crop": CROP, "short_side": whole(1, 2**16),
     "n_chunks": whole(1, 10**4), "reset_interval": COUNT, "orthogonal": number(0), "place_std": number(0),
@@ -243,9 +246,23 @@ POLICY: dict[str, Rule] = {
     "condition_weight": number(0), "sigma_min": number(above=0), "sigma_max": number(above=0), "form.scale": number(above=0),
     "law.width": number(above=0), "law.middle": number(above=0), "law.mean": number(), "law.std": number(above=0),
     "share": SHARE, "finest": whole(1, 10**5), "bins": whole(1, 10**5), "power": number(0, 10),
-    "teacher": any_of(place("the output_dir of a training run"), NULL),
+    **dict.fromkeys(("form", "law", "schedule", "objective", "memory", "descent", "angles", "solver", "energy"), PART),
+    "temporal": any_of(PART, NULL),
+    "teacher": any_of(text("the output_dir of a training run"), NULL),
 }  # fmt: skip
 """By the end of the name, the longest that fits, in nodes whose `_target_` is polyarm's own; classes check what is left."""
+
+BENCH: dict[str, Rule] = {
+    "output_dir": RANGES["output_dir"],
+    "core_seconds": number(above=0),
+    "episodes": RANGES["eval.episodes"],
+    "seed": SEED,
+    "workers": RANGES["collect.workers"],
+    "device": words("cpu", "cuda"),
+    "only": any_of(several(text(""), "a list of entries, such as [flow, ebt]"), NULL),
+    "tasks": any_of(several(text(""), "a list of tasks, such as [pick_place]"), mapping("{task: {settings: [...]}}")),
+}
+"""Of a file of configs/bench."""
 
 
 def require(key: str, value: Any, rule: Rule, default: Any = None) -> Any:
@@ -253,7 +270,7 @@ def require(key: str, value: Any, rule: Rule, default: Any = None) -> Any:
     try:
         return rule.take(value)
     except (Misfit, OverflowError):
-        like = "" if default is None or "such as" in rule.expect else f", such as {default}"
+        like = f", such as {default}" if type(default) in (int, float, list) and "such as" not in rule.expect else ""
         shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
         raise UserError(f"{key}={shown}: give {rule.expect}{like}") from None
 

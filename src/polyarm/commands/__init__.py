@@ -41,7 +41,7 @@ def commands() -> dict[str, Command]:
 
 @contextmanager
 def stopping(what_stays: str) -> Iterator[None]:
-    """Where an error or Ctrl-C in this block also says what stays and how to go on."""
+    """Ctrl-C in this block says what stays and how to go on."""
     try:
         yield
     except KeyboardInterrupt:
