@@ -141,7 +141,7 @@ def _places(folder: Path, jobs: Sequence[DictConfig]) -> list[str]:
 
 
 def _same_run(old: DictConfig, new: DictConfig) -> bool:
-    from polyarm.train import MAY_CHANGE
+    from polyarm.resume import MAY_CHANGE
 
     one, other = old.copy(), new.copy()
     drop(one, *MAY_CHANGE)
