@@ -52,6 +52,7 @@ def bench(name: str, words: Sequence[str]) -> dict[str, Any]:
     and evaluations run side by side, one core each; the time of a chunk is taken at the end, one policy after another.
     """
     config = _config(name, words)
+    entries = _chosen(config)
     out = Path(config.output_dir)
     out.mkdir(parents=True, exist_ok=True)
     tasks = {t: s for t, s in config.tasks.items() if _has_data(t, s, out)}
@@ -59,7 +60,6 @@ def bench(name: str, words: Sequence[str]) -> dict[str, Any]:
         c = _compose(task, about, [], out)
         if c.task.expert:
             collect_task(c)
-    entries = _chosen(config)
     made: dict[str, Any] = {}
     jobs: list[tuple[Any, ...]] = []
     for task, about in tasks.items():
