@@ -12,7 +12,7 @@ import numpy as np
 import zarr
 from zarr.storage import ZipStore
 
-from polyarm.datasets.demos import ACTION, Rows, checked, dtype_of, no_file, valid_ends
+from polyarm.datasets.demos import ACTION, Rows, checked, no_file, valid_ends
 from polyarm.spec import ActionSpace, ObsSpace, Spec, Stream, UserError, unknown
 
 
@@ -55,7 +55,9 @@ class FieldStore:
         self.episode_ends = _ends(root, self.path)
         self._rows: dict[str, Rows] = {}
         for stream in self.spec.obs.streams:
-            rows = _FieldRows(self._array(root, where[stream.name]), where[stream.name], stream.shape, dtype_of(stream))
+            rows = _FieldRows(
+                self._array(root, where[stream.name]), where[stream.name], stream.shape, np.dtype(stream.dtype)
+            )
             self._rows[stream.name] = self._loaded(stream.name, rows, finite) if stream.low_dim else rows
         action = _FieldRows(self._array(root, where[ACTION]), where[ACTION], (spec.action.width,), np.dtype("f4"))
         self._rows[ACTION] = self._loaded(ACTION, action, finite)

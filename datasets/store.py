@@ -25,7 +25,7 @@ import numpy as np
 import zarr
 from zarr.codecs import BloscCodec
 
-from polyarm.datasets.demos import ACTION, TIME_S, Demos, Rows, checked, dtype_of, no_file, one_length, valid_ends
+from polyarm.datasets.demos import ACTION, TIME_S, Demos, Rows, checked, no_file, one_length, valid_ends
 from polyarm.datasets.disk import ChunkRows, Disk, fsync, lock_folder
 from polyarm.datasets.field import guess
 from polyarm.spec import Spec, UserError, unknown
@@ -176,7 +176,7 @@ class Store:
 
 def _layout(spec: Spec) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """{array: (shape of one row, dtype)}"""
-    layout = {s.name: (s.shape, dtype_of(s)) for s in spec.obs.streams}
+    layout = {s.name: (s.shape, np.dtype(s.dtype)) for s in spec.obs.streams}
     for taken in (ACTION, TIME_S):
         if taken in layout:
             raise UserError(f"an observation stream is called {taken!r}: that name is taken, choose another")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import zarr
 
 from polyarm.datasets.demos import Demos
@@ -15,7 +16,9 @@ from polyarm.datasets.disk import Disk
 from polyarm.datasets.field import Field, FieldStore
 from polyarm.datasets.info import info
 from polyarm.datasets.store import Store, open_path
-from polyarm.spec import ActionSpace, ObsSpace, Scale, Spec, Stream, UserError
+from polyarm.datasets.windows import Windows
+from polyarm.sim.world import observation_space
+from polyarm.spec import KINDS, ActionSpace, Kind, ObsSpace, Scale, Spec, Stream, UserError
 
 NAMES = ("q", "top", "action", "time_s")
 
@@ -440,3 +443,21 @@ def test_the_card_counts_what_is_not_finite(tmp_path):
 def test_the_card_loads_no_torch():
     code = "import sys, polyarm.datasets.info; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_new_kind_of_stream_is_one_line(monkeypatch, tmp_path):
+    """What its values are is asked of the stream wherever arrays are made. A mutation that turns this red: a place that asks
+    for images and texts by name."""
+    monkeypatch.setitem(KINDS, "touch", Kind("uint8", (0, 7)))
+    monkeypatch.setitem(KINDS, "force", Kind("float32", (-3, 3), low_dim=True))
+    obs = ObsSpace((Stream("skin", "touch", (4, 5)), Stream("grip", "force", (2,), ("left", "right"))), 10.0)
+    space = observation_space(obs)
+    assert (space["skin"].dtype, space["skin"].high.max(), space["grip"].low.min()) == (np.uint8, 7, -3)
+    spec = Spec(obs, ActionSpace(("x",), ("m",), "world", 10.0))
+    with Store.create(tmp_path / "d.zarr", spec) as store:
+        rows = {"skin": np.full((6, 4, 5), 3, "u1"), "grip": np.ones((6, 2)), "action": np.ones((6, 1))}
+        store.append(rows | {"time_s": np.arange(6) / 10}, 0)
+        clip = Windows(store, spec, horizon=2, n_obs_steps=1, n_action_steps=1)[0]
+    assert (clip.obs["skin"].dtype, clip.obs["grip"].dtype) == (torch.uint8, torch.float32)
+    with pytest.raises(UserError, match="unknown kind of stream 'skin' 'tuoch': did you mean 'touch'"):
+        Stream("skin", "tuoch", (4, 5))
