@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ import numpy as np
 from polyarm.datasets.demos import ACTION, TIME_S, Demos, Rows
 from polyarm.datasets.scale import BLOCK, moments
 from polyarm.datasets.store import Store, open_path
-from polyarm.spec import UserError
 from polyarm.text import row_text
 
 
@@ -106,10 +106,9 @@ def _channels(rows: Rows, stream: str, names: Sequence[str], units: Sequence[str
             bad[:] += lost.sum(0)
             yield block[~lost.any(1)] if lost.any() else block
 
-    try:
-        m = moments(blocks(), names, stream)
-    except UserError:  # no whole row
-        m = None
+    left = iter(blocks())
+    first = next((block for block in left if len(block)), None)
+    m = None if first is None else moments(chain([first], left), names, stream)
     for i, name in enumerate(names):
         numbers = {"min": m.low, "max": m.high, "mean": m.mean, "std": m.std} if m else dict.fromkeys(_NUMBERS)
         yield {
