@@ -125,10 +125,19 @@ class ChunkRows:
             if crc32c(raw).to_bytes(4, "little") != checksum:
                 raise damaged(file, "does not match its checksum")
         try:
-            raw = blosc.decompress(raw) if "blosc" in self.codecs else raw
+            if "blosc" in self.codecs:
+                require_whole(raw, len(raw))
+                raw = blosc.decompress(raw)
             return np.frombuffer(raw, self.dtype).reshape(shape)
         except (ValueError, RuntimeError, MemoryError) as e:
             raise damaged(file, f"cannot be decoded ({e})") from e
+
+
+def require_whole(head: bytes, size: int) -> None:
+    """Refuse a chunk of blosc cut short, which blosc would read past its end. `head`: its first 16 bytes or more."""
+    said = int.from_bytes(head[12:16], "little")
+    if len(head) < 16 or said != size:
+        raise ValueError(f"{size} bytes where there were {said}" if len(head) >= 16 else f"{size} bytes")
 
 
 def _layout(

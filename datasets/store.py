@@ -32,7 +32,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from polyarm.datasets.chunks import ChunkRows, read_json
 from polyarm.datasets.demos import ACTION, TIME_S, Demos, Rows, checked, damaged, no_file, one_length, valid_ends
 from polyarm.datasets.disk import Disk, fsync, lock_folder
-from polyarm.datasets.field import guess
+from polyarm.datasets.replay_buffer import guess
 from polyarm.datasets.seal import read_spec, seal, unseal
 from polyarm.spec import Spec, UserError, unknown
 

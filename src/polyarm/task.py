@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from polyarm.config import cpus
 from polyarm.datasets.demos import Demos
-from polyarm.datasets.field import Field, FieldStore
+from polyarm.datasets.replay_buffer import Field, ReplayBuffer
 from polyarm.datasets.store import Store
 from polyarm.datasets.turned import Turned
 from polyarm.spec import Spec, UserError
@@ -31,7 +31,7 @@ def _open_demos(task: DictConfig) -> Demos:
     if task.demos.fields is None:
         return Store.open(path)
     fields = OmegaConf.to_container(task.demos.fields)
-    return FieldStore(path, world_spec(task), {name: Field.of(name, where) for name, where in fields.items()})
+    return ReplayBuffer(path, world_spec(task), {name: Field.of(name, where) for name, where in fields.items()})
 
 
 def world_kwargs(task: DictConfig) -> dict[str, Any]:

@@ -208,6 +208,12 @@ def test_a_store_of_the_first_version_is_read_and_continued(copy):
         store.append(episode(5), 5)
     assert Store.open(old).seeds.tolist() == [0, 1, 2, 5]
     assert Store.open(old).read("q")[want[2][-1] :].tobytes() == episode(5)["q"].tobytes()
+    chunk = old / "data/top/c/0/0/0/0"
+    raw = chunk.read_bytes()
+    for short in (raw[:-1], raw[:20], raw[:7], b""):  # blosc reads past their ends
+        chunk.write_bytes(short)
+        with pytest.raises(UserError, match="data/top/c/0/0/0/0 cannot be decoded"):
+            Store.open(old).read("top")
     (old / "meta/episode_ends/c/0").unlink()
     with pytest.raises(UserError, match="meta/episode_ends/c/0 is lost"):  # ends are never zero
         Store.open(old)

@@ -13,8 +13,8 @@ import zarr
 
 from polyarm.datasets.demos import Demos
 from polyarm.datasets.disk import Disk
-from polyarm.datasets.field import Field, FieldStore
 from polyarm.datasets.info import info
+from polyarm.datasets.replay_buffer import Field, ReplayBuffer
 from polyarm.datasets.store import Store, open_path
 from polyarm.datasets.windows import Windows
 from polyarm.sim.world import observation_space
@@ -372,7 +372,7 @@ WHERE = {"keypoint": Field("keypoint"), "agent": Field("state", (3, 1)), "top": 
 @pytest.mark.parametrize("name", ["demos.zarr", "demos.zarr.zip"])
 def test_the_fields_layout_is_read(tmp_path, name):
     """A mutation that turns this red: columns sorted."""
-    demos = FieldStore(field_file(tmp_path / name, name.endswith("zip")), FIELD_SPEC, WHERE)
+    demos = ReplayBuffer(field_file(tmp_path / name, name.endswith("zip")), FIELD_SPEC, WHERE)
     assert isinstance(demos, Demos) and demos.episode_ends.tolist() == [4, 7]
     assert demos.stream("agent")[:].tolist() == [[5 * i + 3, 5 * i + 1] for i in range(7)]
     assert demos.stream("keypoint")[2].tolist() == [12, 13, 14, 15, 16, 17]
@@ -396,11 +396,11 @@ def test_the_fields_layout_is_read(tmp_path, name):
 )
 def test_a_wrong_field_file_is_refused(tmp_path, file, where, sentence):
     with pytest.raises(UserError, match=sentence):
-        FieldStore(field_file(tmp_path / "d.zarr", **file), FIELD_SPEC, {**WHERE, **where})
+        ReplayBuffer(field_file(tmp_path / "d.zarr", **file), FIELD_SPEC, {**WHERE, **where})
 
 
 def test_images_from_0_to_1_are_refused(tmp_path):
-    demos = FieldStore(field_file(tmp_path / "d.zarr", img=np.full((7, 8, 6, 3), 0.5, "f4")), FIELD_SPEC, WHERE)
+    demos = ReplayBuffer(field_file(tmp_path / "d.zarr", img=np.full((7, 8, 6, 3), 0.5, "f4")), FIELD_SPEC, WHERE)
     with pytest.raises(UserError, match="0.5 to 0.5: it must be 0 to 255"):
         demos.stream("top")[:]
 
@@ -408,7 +408,7 @@ def test_images_from_0_to_1_are_refused(tmp_path):
 def test_a_missing_field_file_names_its_neighbour(tmp_path):
     field_file(tmp_path / "pusht.zarr")
     with pytest.raises(UserError, match="did you mean 'pusht.zarr'"):
-        FieldStore(tmp_path / "push.zarr", FIELD_SPEC, WHERE)
+        ReplayBuffer(tmp_path / "push.zarr", FIELD_SPEC, WHERE)
     with pytest.raises(UserError, match="unknown setting of field 'top': did you mean|unknown setting of field 'top'"):
         Field.of("top", {"keys": "img"})
 
