@@ -11,16 +11,34 @@ import pytest
 REPO = Path(__file__).parent.parent
 
 FLOORS = {
-    "spec": 1, "rotation": 1, "relative": 1, "text": 1, "config": 1, "progress": 1, "log": 1,
+    "spec": 1, "rotation": 1, "relative": 1, "text": 1, "lock": 1, "config": 1, "progress": 1, "log": 1, "stop": 1,
+    "choices": 1, "words": 1, "grammar": 1, "ranges": 1, "trust": 1,
     "datasets": 2, "sim": 2, "real_robot": 2,
     "encoders": 3, "policies.generate": 3,
     "policies": 4,
-    "learner": 5, "train": 5, "eval": 5, "collect": 5, "task": 5,
-    "demo": 6, "doctor": 6, "bench": 6, "cli": 6,
+    "learner": 5, "train": 5, "job": 5, "resume": 5, "eval": 5, "collect": 5, "task": 5,
+    "sweep": 6, "bench": 6, "commands": 6, "cli": 6,
 }  # fmt: skip
 TOGETHER = {1, 5, 6}
 """Floors whose rooms may use each other; on the others they may not."""
-TORCHLESS = ("spec", "rotation", "relative", "text", "config", "progress", "cli", "sim", "real_robot", "collect")
+TORCHLESS = (
+    "spec",
+    "rotation",
+    "relative",
+    "text",
+    "lock",
+    "config",
+    "choices",
+    "words",
+    "grammar",
+    "ranges",
+    "progress",
+    "cli",
+    "commands",
+    "sim",
+    "real_robot",
+    "collect",
+)
 FOLDERS = ("policies", "encoders", "datasets", "sim", "real_robot", "configs", "eval")
 
 
@@ -32,6 +50,8 @@ def modules():
     for file in sorted((REPO / "src" / "polyarm").glob("*.py")):
         if file.stem != "__init__":
             yield file.stem, file
+    for file in sorted((REPO / "src" / "polyarm" / "commands").glob("*.py")):
+        yield f"commands.{file.stem}".removesuffix(".__init__"), file
 
 
 def room(name: str) -> str | None:
