@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from polyarm.datasets.demos import ACTION, Demos, Rows, dtype_of
+from polyarm.datasets.demos import ACTION, Demos, Rows
 from polyarm.spec import Clip, Spec, Stream, UserError
 
 
@@ -255,7 +255,8 @@ def _load(demos: Demos, streams: Sequence[Stream], ram_gib: float) -> dict[str, 
     big = {s.name: demos.stream(s.name) for s in streams if not s.low_dim}
     fits = sum(np.prod(x.shape, dtype=np.float64) * x.dtype.itemsize for x in big.values()) <= ram_gib * 2**30
     return {
-        s.name: _in_memory(demos.stream(s.name), dtype_of(s)) if s.low_dim or fits else big[s.name] for s in streams
+        s.name: _in_memory(demos.stream(s.name), np.dtype(s.dtype)) if s.low_dim or fits else big[s.name]
+        for s in streams
     }
 
 

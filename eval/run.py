@@ -29,7 +29,7 @@ from polyarm.policies.pick import Picked
 from polyarm.policies.policy import Policy
 from polyarm.progress import Bar
 from polyarm.spec import Spec, UserError
-from polyarm.task import open_demos, world_kwargs
+from polyarm.task import has_demos, open_demos, world_kwargs
 
 HEADLINE = {"success": "success_rate", "score": "score"}
 
@@ -107,14 +107,13 @@ def write(out: Path, result: dict[str, Any], played: list[Played], config: DictC
     np.savez_compressed(out / "episodes.npz", **actions)
     clips = film(config, choose(played, config.eval.videos), out / "clips")
     run = folder.parent.parent
-    demos = Path(config.task.demos.path)
     work = out / "result.json.partial"
     work.write_text(json.dumps(result, indent=1))
     work.replace(out / "result.json")
     write_report(
         out / "report.html", title=f"{result['policy']} on {config.task.name}", result=result,
         log=read_log(run / "log.jsonl") or None,
-        data_card=info(open_demos(config.task)) if demos.exists() else None,
+        data_card=info(open_demos(config.task)) if has_demos(config.task) else None,
         clips=clips, energies=[(p.outcome.success, p.energy) for p in played if p.energy is not None],
         config_yaml=(folder / "config.yaml").read_text(),
     )  # fmt: skip

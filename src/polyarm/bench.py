@@ -23,7 +23,7 @@ from polyarm.grammar import parse, setting
 from polyarm.progress import Bar
 from polyarm.ranges import BENCH, require
 from polyarm.spec import UserError, unknown
-from polyarm.task import count_workers
+from polyarm.task import count_workers, has_demos
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ def _chosen(config: DictConfig) -> dict[str, Any]:
 
 def _has_data(task: str, about: Any, out: Path) -> bool:
     config = _compose(task, about, [], out)
-    if config.task.expert or Path(config.task.demos.path).exists():
+    if config.task.expert or has_demos(config.task):
         return True
     print(f"bench leaves out {task}: no demonstrations at {config.task.demos.path}", file=sys.stderr)
     return False

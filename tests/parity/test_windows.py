@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polyarm.datasets.field import Field, FieldStore
+from polyarm.datasets.replay_buffer import Field, ReplayBuffer
 from polyarm.datasets.windows import Loader, Windows, split_episodes, window_table
 from polyarm.spec import ActionSpace, ObsSpace, Spec, Stream, UserError
 
@@ -142,7 +142,7 @@ def pusht(path, **streams):
         "image": Stream("image", "image", (96, 96, 3)),
     }
     spec = Spec(ObsSpace(tuple(known[s] for s in streams), 10.0), ActionSpace(XY, ("px", "px"), "world", 10.0))
-    return FieldStore(path, spec, {**streams, "action": Field("action")})
+    return ReplayBuffer(path, spec, {**streams, "action": Field("action")})
 
 
 def test_the_human_pusht_demonstrations(pusht_zarr):
