@@ -71,27 +71,15 @@ class Store:
         path, layout = Path(path), _layout(spec)
         made = path.with_name(f".{path.name}.{os.getpid()}.partial")
         with _writing(path):
-            root = zarr.create_group(made, zarr_format=3, overwrite=True)
-            for name, (shape, dtype) in layout.items():
-                root.create_array(
-                    f"data/{name}",
-                    shape=(0, *shape),
-                    chunks=(max(1, CHUNK_BYTES // (dtype.itemsize * max(1, int(np.prod(shape))))), *shape),
-                    dtype=dtype,
-                    compressors=[_blosc(dtype), Crc32cCodec()],
-                )
-            for name, dtype in META.items():
-                root.create_array(f"meta/{name}", shape=(0,), chunks=(1024,), dtype=dtype, compressors=[Crc32cCodec()])
-            said = json.loads(json.dumps({"spec": spec.to_json(), **attributes}))
-            root.attrs.update({**said, "seal": seal(said)})
-            for entry in (*made.rglob("*"), made):
-                fsync(entry)
             try:
+                _write_empty(made, layout, json.loads(json.dumps({"spec": spec.to_json(), **attributes})))
                 made.rename(path)  # whole or not at all; an empty folder may be in its place
-            except OSError:
-                shutil.rmtree(made)
-                raise UserError(f"{path} exists: open it to append, or give another path") from None
-            fsync(path.parent)
+                fsync(path.parent)
+            except BaseException as e:
+                shutil.rmtree(made, ignore_errors=True)
+                if isinstance(e, OSError) and path.exists():
+                    raise UserError(f"{path} exists: open it to append, or give another path") from None
+                raise
         return cls.open(path, "a")
 
     @classmethod
@@ -233,6 +221,20 @@ def _checked_episode(arrays: Mapping[str, Any], spec: Spec) -> dict[str, np.ndar
             f"'time_s' goes from {t[late[0]]:g} to {t[late[0] + 1]:g} s at row {late[0] + 1}: give the measured time, which rises"
         )
     return rows
+
+
+def _write_empty(made: Path, layout: Mapping[str, tuple[tuple[int, ...], np.dtype]], said: dict[str, Any]) -> None:
+    """A store without episodes, on the disk. `said`: its attributes."""
+    root = zarr.create_group(made, zarr_format=3, overwrite=True)
+    for name, (row, dtype) in layout.items():
+        rows = max(1, CHUNK_BYTES // (dtype.itemsize * max(1, int(np.prod(row)))))
+        codecs = [_blosc(dtype), Crc32cCodec()]
+        root.create_array(f"data/{name}", shape=(0, *row), chunks=(rows, *row), dtype=dtype, compressors=codecs)
+    for name, dtype in META.items():
+        root.create_array(f"meta/{name}", shape=(0,), chunks=(1024,), dtype=dtype, compressors=[Crc32cCodec()])
+    root.attrs.update({**said, "seal": seal(said)})
+    for entry in (*made.rglob("*"), made):
+        fsync(entry)
 
 
 def _forget_copy(disk: Disk) -> None:
