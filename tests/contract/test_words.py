@@ -20,6 +20,7 @@ from polyarm.sweep import Sweep, _places
 from polyarm.words import Takes, named_modules
 from polyarm.words import parse as tell_apart
 
+REPO = Path(__file__).parents[2]
 ODD = [
     "lr=0.1", "läufe (1)", "it's, [so] {x}", "a=b=c", "~tilde", "x & y;z", "sampler=ddpm", "日本", "a,b", " spaces ", "back\\slash",
     "ends\\", "dollar$x", 'double"quote', "'single'", "2024_01_01", "choice(1,2)", "tab\there", "#hash", "%percent", "@at", "a:b",
@@ -292,3 +293,22 @@ def test_a_yaml_is_written_at_once_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(OSError):
         write_yaml(file, OmegaConf.create({"name": "new"}))
     assert synced and read_yaml(file).name == "läufe", "what was there stays until the new one is whole"
+
+
+LINES = [
+    line.split("  #")[0].strip().strip("`")
+    for page in ("README.md", "docs/policies.md", "docs/tasks.md", "docs/results.md", "docs/new_policy.md")
+    for line in (REPO / page).read_text().splitlines()
+    if line.startswith("polyarm ") and "..." not in line
+]
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_every_command_of_the_docs_is_one(line):
+    command, *raw = shlex.split(line)[1:]
+    raw = [w for w in raw if w not in ("--configs", "mine", "policy=regression")]
+    words = tell_apart(command, raw, COMMANDS[command].takes)
+    if command in ("train", "collect", "demo"):
+        assert Sweep.of(words.settings).jobs if words.switches else compose(words.settings)
+    elif command == "eval":
+        assert words.places and all(not w.startswith("--") for w in words.places)
