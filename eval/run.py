@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from polyarm.config import override, read_yaml
+from polyarm.config import override
 from polyarm.eval.agent import Agent
 from polyarm.eval.report import write_report
 from polyarm.eval.rollout import Played, Worlds, make_worlds, require_world, rollout
@@ -49,7 +49,7 @@ def evaluate(
     began = time.perf_counter()
     folders = [checkpoint.find(source) for source in sources]
     folder = folders[0]
-    own = read_yaml(folder / "config.yaml")
+    own = checkpoint.read_config(folder)
     own.output_dir = str(default_output(folder, len(folders)))
     config = override(own, overrides)
     e = config.eval

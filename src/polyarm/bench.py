@@ -24,6 +24,7 @@ from polyarm.progress import Bar
 from polyarm.ranges import BENCH, require
 from polyarm.spec import UserError, unknown
 from polyarm.task import count_workers, has_demos
+from polyarm.trust import trust, trusted
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def bench(name: str, words: Sequence[str]) -> dict[str, Any]:
     rest = [j for j in jobs if _needs(j[5], entries)]
     mixed = [j for task, about in tasks.items() for j in _mixtures(config, task, about, entries, out)]
     total, done = len(jobs) + len(mixed), 0
-    pool = ProcessPoolExecutor(count_workers(config.workers, max(1, total)), get_context("spawn"))
+    pool = ProcessPoolExecutor(count_workers(config.workers, max(1, total)), get_context("spawn"), trust, trusted())
     try:
         with Bar(f"bench {name}", total) as bar:
             for wave in (first, rest, mixed):
@@ -204,11 +205,14 @@ def _require_same_terms(run: Path, terms: dict[str, Any]) -> None:
 
 
 def _unfinished(run: Path) -> bool:
-    steps = read_yaml(run / "config.yaml").train.steps
+    from polyarm.policies import checkpoint
+
+    steps = checkpoint.read_config(run).train.steps
     return not (run / "checkpoints" / f"step_{steps:08d}").exists()
 
 
 def _train(config: dict[str, Any], task: str, about: Any, entry: str, what: Any, out: Path) -> None:
+    from polyarm.policies import checkpoint
     from polyarm.train import fit, seconds_per_step
 
     run = _run(out, task, entry)
@@ -216,7 +220,7 @@ def _train(config: dict[str, Any], task: str, about: Any, entry: str, what: Any,
     settings = [word.format(**known) for word in [*what["settings"], *(about.get("policies") or {}).get(entry, [])]]
     c = _compose(task, about, [*settings, f"train.device={config['device']}", setting("output_dir", run)], out)
     if (run / "config.yaml").exists():  # begun before: the same number of steps
-        c.train.steps = read_yaml(run / "config.yaml").train.steps
+        c.train.steps = checkpoint.read_config(run, c).train.steps
     else:
         c.train.steps = 10_000
         budget = config["core_seconds"] * about.get("budget", 1)
@@ -254,7 +258,7 @@ def _open(point: Judged, n: int, device: str) -> tuple[Any, Any, DictConfig]:
 
     torch.set_num_threads(1)
     folders = [checkpoint.find(Path(r)) for r in point.runs]
-    config = override(read_yaml(folders[0] / "config.yaml"), [*point.settings, "eval.workers=0"])
+    config = override(checkpoint.read_config(folders[0]), [*point.settings, "eval.workers=0"])
     policy = load_policy(folders, config, point.settings, point.weights, torch.device(device))
     return policy, make_worlds(config, min(config.eval.n_envs, n)), config
 

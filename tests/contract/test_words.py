@@ -17,7 +17,7 @@ from polyarm.config import compose, hydra, override, read_yaml, write_yaml
 from polyarm.grammar import hydra_word, parse, setting
 from polyarm.spec import UserError
 from polyarm.sweep import Sweep, _places
-from polyarm.words import Takes, named_modules
+from polyarm.words import Takes
 from polyarm.words import parse as tell_apart
 
 REPO = Path(__file__).parents[2]
@@ -77,9 +77,6 @@ def test_a_path_that_is_not_there_is_told_from_a_setting(word, place):
 
 
 def test_options_are_told_apart(tmp_path):
-    (tmp_path / "policy").mkdir()
-    (tmp_path / "policy" / "mine.yaml").write_text("_target_: my.own.Thing\nform: {'_target_': 'polyarm.x.Y'}\n")
-    (tmp_path / "policy" / "other.yaml").write_text('_target_: "lib.Thing"\n')
     words = tell_apart(
         "eval",
         ["--configs", str(tmp_path), "--trust=x.y", "--trust", "z", "eval.pick=2", "a/b", "--weights", "0.5", "-0.5"],
@@ -87,7 +84,6 @@ def test_options_are_told_apart(tmp_path):
     )  # fmt: skip
     assert (words.places, words.weights, words.settings) == (["a/b"], [0.5, -0.5], ["eval.pick=2"])
     assert words.trusted == ["x.y", "z"] and words.configs == [tmp_path]
-    assert named_modules(tmp_path) == ["lib", "my.own"], "the user's own modules, not polyarm's"
 
 
 @pytest.mark.parametrize(
