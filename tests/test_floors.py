@@ -11,7 +11,7 @@ import pytest
 REPO = Path(__file__).parent.parent
 
 FLOORS = {
-    "spec": 1, "rotation": 1, "relative": 1, "text": 1, "config": 1, "progress": 1, "log": 1,
+    "spec": 1, "rotation": 1, "relative": 1, "text": 1, "lock": 1, "config": 1, "progress": 1, "log": 1,
     "datasets": 2, "sim": 2, "real_robot": 2,
     "encoders": 3, "policies.generate": 3,
     "policies": 4,
@@ -20,7 +20,19 @@ FLOORS = {
 }  # fmt: skip
 TOGETHER = {1, 5, 6}
 """Floors whose rooms may use each other; on the others they may not."""
-TORCHLESS = ("spec", "rotation", "relative", "text", "config", "progress", "cli", "sim", "real_robot", "collect")
+TORCHLESS = (
+    "spec",
+    "rotation",
+    "relative",
+    "text",
+    "lock",
+    "config",
+    "progress",
+    "cli",
+    "sim",
+    "real_robot",
+    "collect",
+)
 FOLDERS = ("policies", "encoders", "datasets", "sim", "real_robot", "configs", "eval")
 
 
