@@ -79,7 +79,8 @@ def fit(
             f"{what} channel {names[i]!r} stays at {found.mean[i]:g} in all {found.n} rows: leave the channel out, scale it by "
             "identity, or allow it with constant=centre"
         )
-    return Scale(tuple(gain.tolist()), tuple(offset.tolist()))
+    reach = float(np.abs([found.low * gain + offset, found.high * gain + offset]).max())
+    return Scale(tuple(gain.tolist()), tuple(offset.tolist()), reach)
 
 
 def fit_spec(

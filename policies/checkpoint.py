@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from polyarm.config import build, read_yaml, write_yaml
-from polyarm.policies.policy import Policy, require_policy
+from polyarm.policies.policy import Policy, require_limit, require_policy
 from polyarm.spec import Spec, UserError
 
 FILES = ("config.yaml", "model.safetensors", "spec.json")
@@ -66,6 +66,7 @@ def load(folder: Path, config: Any | None = None, device: str | torch.device = "
     weights = load_file(folder / "model.safetensors")
     _require_weights(policy.state_dict(), weights, folder)
     policy.load_state_dict(weights)
+    require_limit(policy)
     return policy.to(device).eval()
 
 

@@ -23,7 +23,7 @@ from polyarm.datasets.windows import Items, Loader, Windows, split_episodes
 from polyarm.learner import Learner
 from polyarm.log import Log
 from polyarm.policies import checkpoint
-from polyarm.policies.policy import Policy, clip_loss, require_policy
+from polyarm.policies.policy import Policy, clip_loss, require_limit, require_policy
 from polyarm.progress import Bar
 from polyarm.spec import Clip, Spec, UserError
 from polyarm.task import open_demos
@@ -93,9 +93,9 @@ def _prepare(config: DictConfig) -> _Job:
         len(demos.episode_ends), config.data.val_ratio, config.data.seed, config.data.max_train_episodes
     )
     spec = _fit_scales(demos, config, train_episodes)
-    _require_limit(config)
     torch.manual_seed(t.seed)
     policy = require_policy(build(config.policy, spec))
+    require_limit(policy)
     policy.prepare()  # a student loads its teacher
     return _Job(accelerator, demos, spec, policy, train_episodes, val_episodes)
 
@@ -264,14 +264,6 @@ def _pad_after(config: DictConfig, policy: Policy) -> int:
 def versions() -> dict[str, str]:
     """What a number depends on."""
     return {"polyarm": __version__, "torch": torch.__version__}
-
-
-def _require_limit(config: DictConfig) -> None:
-    if config.task.action_scale == "gaussian" and config.policy.sampler.limit is not None:
-        raise UserError(
-            f"policy.sampler.limit={config.policy.sampler.limit} would cut actions scaled by their spread "
-            "(task.action_scale=gaussian): give policy.sampler.limit=null, or task.action_scale=limits"
-        )
 
 
 def _begin(run: Path, config: DictConfig, main: bool) -> Path | None:
