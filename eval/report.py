@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from polyarm.eval import charts
+from polyarm.eval.score import seeds_said
 from polyarm.spec import UserError
 
 SMOOTH_FROM = 20
@@ -72,13 +73,13 @@ def headline(result: Mapping[str, Any]) -> Headline:
     n, (lo, hi) = result["n"], result["interval"]
     kind, _, level = result["interval_kind"].partition(" ")
     digits = 2 if n <= 100 else 3
-    seeds = "fresh seed" if n == 1 else "fresh seeds"
+    seeds = seeds_said(result)
     if result["measure"] == "success":
         name, value, what = "success rate", result["success_rate"], "rate"
-        said = f"{round(value * n)} of {n} {seeds} solved"
+        said = f"{round(value * n)} of {seeds} solved"
     else:
         name, value, what = "mean score", result["score"], "mean"
-        said = f"Best reward of an episode, mean over {n} {seeds}: {value:.{digits}f}"
+        said = f"Best reward of an episode, mean over {seeds}: {value:.{digits}f}"
     if lo == hi:
         bound = "every episode scored the same, so resampling cannot tell how far off the true mean is"
     else:

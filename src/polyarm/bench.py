@@ -283,7 +283,8 @@ def _judge(point: Judged, n: int, seed: int, device: str) -> dict[str, Any]:
 
 def _time(rows: list[dict[str, Any]], config: DictConfig, out: Path) -> None:
     """Milliseconds and network evaluations of a chunk, one policy after another with nothing beside them."""
-    from polyarm.eval.run import bookkeeping, machine, pick_device, time_chunks
+    from polyarm.eval.machine import machine, pick_device
+    from polyarm.eval.timing import bookkeeping, time_chunks
     from polyarm.policies.mixture import Mixture
 
     wanted = [r for r in rows if "evaluations" not in r]

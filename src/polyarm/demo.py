@@ -39,4 +39,7 @@ def demo(overrides: Sequence[str]) -> dict[str, Any]:
 
     from polyarm.eval.run import evaluate
 
-    return evaluate([run], [f"output_dir={out}"], seconds=seconds)
+    judged = [
+        word for word in overrides if word.startswith("eval.")
+    ]  # a run that is finished holds those it began with
+    return evaluate([run], judged, seconds=seconds, prefer=out)
