@@ -86,7 +86,8 @@ class ChainLoader:
         self.chains = split_chains(windows.episode, windows.stride)
         self.steps_per_epoch = len(windows) // (batch_size * k * world)
         self._options: dict[str, Any] = {
-            "num_workers": num_workers, "pin_memory": pin_memory, "persistent_workers": num_workers > 0
+            "num_workers": num_workers, "pin_memory": pin_memory, "persistent_workers": num_workers > 0,
+            "generator": torch.Generator(),  # its own: one that is not given draws from the global one, as dropout does
         }  # fmt: skip
 
     def rows(self, step: int) -> tuple[Int[np.ndarray, "b k"], Bool[np.ndarray, "b k"]]:

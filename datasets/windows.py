@@ -126,6 +126,9 @@ class Windows(torch.utils.data.Dataset):
         self._action = _in_memory(demos.stream(ACTION), np.dtype("f4"))
         self._obs = _load(demos, spec.obs.streams, ram_gib)
 
+    def left_out(self) -> str:
+        return ""
+
     def __len__(self) -> int:
         return len(self.start)
 
@@ -195,7 +198,8 @@ class Loader:
         self.windows, self.batch_size, self.seed, self.rank, self.world = windows, batch_size, seed, rank, world
         self.start_step, self.steps_per_epoch = start_step, share // batch_size
         self._options: dict[str, Any] = {
-            "num_workers": num_workers, "pin_memory": pin_memory, "persistent_workers": num_workers > 0
+            "num_workers": num_workers, "pin_memory": pin_memory, "persistent_workers": num_workers > 0,
+            "generator": torch.Generator(),  # its own: one that is not given draws from the global one, as dropout does
         }  # fmt: skip
 
     def items(self, step: int) -> Int[np.ndarray, " b"]:

@@ -134,16 +134,19 @@ def _is_last(folder: Path, run: Path) -> bool:
         return False
 
 
+def key_of(word: str) -> str:
+    """The key of `key=value` in hydra's grammar, where + adds, ~ removes and group@package says where."""
+    return word.lstrip("+~").partition("=")[0].partition("@")[0]
+
+
 def path_of(word: str) -> str:
-    """Where the setting of `key=value` lies: sampler=ddpm under policy.sampler."""
-    key = word.partition("=")[0]
-    return PACKAGES.get(key, key)
+    """Where the setting of a word lies: sampler=ddpm under policy.sampler."""
+    return PACKAGES.get(key_of(word), key_of(word))
 
 
 def _said(word: str) -> str:
     """policy.sampler.angles.steps=4 -> steps_4"""
-    key, _, value = word.partition("=")
-    return f"{key.rpartition('.')[2]}_{value}"
+    return f"{key_of(word).rpartition('.')[2]}_{word.partition('=')[2]}"
 
 
 def within(key: str, places: Sequence[str]) -> bool:

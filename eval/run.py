@@ -61,7 +61,7 @@ def evaluate(
     device = pick_device(e.device)
     policy = load_policy(folders, config, overrides, weights, device)
     seeds = list(range(e.seed, e.seed + e.episodes))
-    words = [w for w in overrides if w.partition("=")[0] != "output_dir"]
+    words = [w for w in overrides if place.key_of(w) != "output_dir"]
     wanted = place.identity(folders, weights, place.acting(override(owns[0], []), config))
     if len(words) < len(overrides):
         places = [Path(config.output_dir)]

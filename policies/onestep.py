@@ -97,9 +97,8 @@ class OneStepPolicy(Plain, nn.Module):
 
     def encode(self, obs: Obs, state: State, generator: torch.Generator | None = None) -> tuple[Cond, State]:
         seen = self.encoder(obs, generator)
-        if generator is None:
-            return Cond(seen), state
-        self.prepare()
+        if generator is not None:
+            self.prepare()
         for teacher in self._taught_by:
             with torch.no_grad():
                 own = {name: obs[name] for name in teacher.obs_space.names}

@@ -51,8 +51,8 @@ class Policy(Protocol):
     bodies: tuple[torch.nn.Module, ...]  # the networks whose calls are its network evaluations; (): it does not say
 
     @property
-    def energy(self) -> Callable[[Tensor, Any], Tensor] | None:
-        """(scaled chunks [b h d], cond) -> [b], how unlike the demonstrations; None: it has none."""
+    def energy(self) -> Callable[..., Tensor] | None:
+        """(scaled chunks [b h d], cond) -> [b]: how unlike the demonstrations it holds them."""
         ...
 
     def prepare(self) -> None:
@@ -95,7 +95,7 @@ class Trained(Policy, Protocol):
 
 def require_policy(policy: Any) -> Any:
     """`policy` if it has all that the protocol names; otherwise a `UserError` that says what is missing."""
-    named = [*Policy.__annotations__, *("energy", "prepare", "start", "encode", "denoise")]
+    named = [*Policy.__annotations__, "energy", "prepare", "start", "encode", "denoise"]
     for name in named:
         if not hasattr(policy, name):
             raise UserError(
@@ -147,10 +147,10 @@ LOSS = "loss"
 
 
 def clip_losses(
-    policy: Trained, clip: Clip, generator: torch.Generator, state: State | None = None
+    policy: Trained, clip: Clip, generator: torch.Generator, state: State | None = None, augment: bool = True
 ) -> tuple[dict[str, Tensor], State]:
     """Mean losses by name over the k windows of a clip, their sum as "loss" first, and the state after the clip. Relative
-    actions are made so here.
+    actions are made so here. Without `augment`, as in validation, what is seen is neither cropped at random nor hidden.
 
     The state is carried from window to window and restarted at reset flags; `state` is what the clip before left, so
     that gradients are cut at clips while memory is not (truncated back-propagation through k chunks).
@@ -161,7 +161,7 @@ def clip_losses(
     for k in range(clip.action.shape[1]):
         state = restart(policy, state, clip.reset[:, k])
         obs = {name: x[:, k] for name, x in clip.obs.items()}
-        cond, state = policy.encode(obs, state, generator)
+        cond, state = policy.encode(obs, state, generator if augment else None)
         under = base(policy, obs)
         action = clip.action[:, k] if under is None else clip.action[:, k] - under
         losses.append(_named(policy.loss(scale.do(action), cond, generator), policy.name))

@@ -11,12 +11,13 @@ import pytest
 REPO = Path(__file__).parent.parent
 
 FLOORS = {
-    "spec": 1, "rotation": 1, "relative": 1, "text": 1, "lock": 1, "config": 1, "progress": 1, "log": 1,
+    "spec": 1, "rotation": 1, "relative": 1, "text": 1, "lock": 1, "config": 1, "progress": 1, "log": 1, "stop": 1,
+    "choices": 1, "words": 1, "grammar": 1, "ranges": 1, "trust": 1,
     "datasets": 2, "sim": 2, "real_robot": 2,
     "encoders": 3, "policies.generate": 3,
     "policies": 4,
-    "learner": 5, "train": 5, "eval": 5, "collect": 5, "task": 5,
-    "demo": 6, "doctor": 6, "bench": 6, "cli": 6,
+    "learner": 5, "train": 5, "job": 5, "resume": 5, "eval": 5, "collect": 5, "task": 5,
+    "sweep": 6, "bench": 6, "commands": 6, "cli": 6,
 }  # fmt: skip
 TOGETHER = {1, 5, 6}
 """Floors whose rooms may use each other; on the others they may not."""
@@ -27,8 +28,13 @@ TORCHLESS = (
     "text",
     "lock",
     "config",
+    "choices",
+    "words",
+    "grammar",
+    "ranges",
     "progress",
     "cli",
+    "commands",
     "sim",
     "real_robot",
     "collect",

@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from polyarm.spec import UserError
+
 
 class Waves(nn.Module):
     """clock -> cat(sin(clock * rates), cos(clock * rates)); `rates` are constants that are not saved."""
@@ -23,6 +25,10 @@ class Waves(nn.Module):
 
 def sinusoidal(width: int) -> Waves:
     """The positional embedding of Vaswani et al. 2017 as DDPM networks use it: `width` / 2 rates from 1 down to 1/10000."""
+    if width % 2 or width < 4:
+        raise UserError(
+            f"width {width} holds no pairs of sine and cosine at two rates: give an even width of at least 4"
+        )
     half = width // 2
     return Waves(torch.exp(torch.arange(half) * (-math.log(10_000) / (half - 1))))
 

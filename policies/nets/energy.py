@@ -181,6 +181,8 @@ class Attention(nn.Module):
 
 def places(n: int, width: int) -> Float[Tensor, "n c"]:
     """Fixed positions: sines, then cosines, of the row's index at width / 2 rates from 1 down to nearly 1/10000."""
+    if width % 2:
+        raise UserError(f"width {width} holds no pairs of sine and cosine: give an even width")
     rates = 10_000 ** -(torch.arange(width // 2, dtype=torch.float64) / (width // 2))
     phase = torch.arange(n)[:, None] * rates
     return torch.cat((phase.sin(), phase.cos()), dim=-1).float()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
 
-from polyarm.policies.policy import State, clip_loss
+from polyarm.policies.policy import LOSS, State, clip_losses
 from polyarm.spec import Clip, UserError
 
 
@@ -45,12 +46,12 @@ class Learner:
         generator = torch.Generator(accelerator.device).manual_seed(t.seed * 1_000_003 + accelerator.process_index)
         return cls(policy, module, optimizer, schedule, ema, generator, accelerator, t.grad_clip)
 
-    def update(self, clip: Clip) -> Tensor:
-        """One optimiser step; returns the loss, detached."""
+    def update(self, clip: Clip) -> dict[str, Tensor]:
+        """One optimiser step; returns the losses by name, detached: "loss" is what was minimised."""
         with self.accelerator.autocast():
-            loss, carried = self.module(clip, self.generator, self.carried)
+            losses, carried = self.module(clip, self.generator, self.carried)
         self.carried = tuple(x.detach() for x in carried)
-        self.accelerator.backward(loss)
+        self.accelerator.backward(losses[LOSS])
         if self.grad_clip is not None:
             self.accelerator.clip_grad_norm_(self.policy.parameters(), self.grad_clip)
         self.optimizer.step()
@@ -58,7 +59,7 @@ class Learner:
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.step(self.policy.parameters())
         self.step += 1
-        return loss.detach()
+        return {name: loss.detach() for name, loss in losses.items()}
 
     def averaged(self) -> Averaged:
         """A context in which the policy has its EMA weights and is in eval mode."""
@@ -72,7 +73,7 @@ class Learner:
             "carried": None if self.carried is None else tuple(x.cpu() for x in self.carried),
             "generator": self.generator.get_state().cpu(),
             "torch_rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+            "cuda_rng": [torch.cuda.get_rng_state()] if torch.cuda.is_available() else [],
         }
         return {
             "step": self.step,
@@ -84,26 +85,47 @@ class Learner:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        self.step = state["step"]
-        self.policy.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.schedule.load_state_dict(state["schedule"])
-        self.ema.load_state_dict(state["ema"])
-        self.ema.to(self.accelerator.device)
+        """Go on from `state`. Raises `UserError` for that of another number of processes; on another device the noise is drawn
+        anew from here, for its generator has another state."""
         rank, saved = self.accelerator.process_index, state.get("processes", [state])  # older ones: one process
         if len(saved) != self.accelerator.num_processes:
             raise UserError(
                 f"this run was trained by {len(saved)} processes, now there are {self.accelerator.num_processes}: go on with "
                 "as many, or begin in another output_dir"
             )
+        self.step = state["step"]
+        self.policy.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        self._require_rate()
+        self.ema.load_state_dict(state["ema"])
+        self.ema.to(self.accelerator.device)
         mine = saved[rank]
         self.carried = (
             None if mine["carried"] is None else tuple(x.to(self.accelerator.device) for x in mine["carried"])
         )
-        self.generator.set_state(mine["generator"])
         torch.set_rng_state(mine["torch_rng"])
-        if mine["cuda_rng"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state_all(mine["cuda_rng"])
+        if mine["generator"].shape == self.generator.get_state().shape:
+            self.generator.set_state(mine["generator"])
+            if mine["cuda_rng"] and torch.cuda.is_available():
+                torch.cuda.set_rng_state(mine["cuda_rng"][0])
+        else:
+            self.generator.manual_seed(self.generator.initial_seed() + self.step)
+            print(f"begun on another device: from step {self.step} on the noise is drawn anew", file=sys.stderr)
+
+    def _require_rate(self) -> None:
+        """The rate of the next step is that of this run's schedule, which is another if `train.steps` is."""
+        was = self.schedule.get_last_lr()[0]
+        rates = [base * f(self.step) for base, f in zip(self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True)]
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        self.schedule._last_lr = rates
+        if rates[0] != was:
+            print(
+                f"train.steps is another than before: at step {self.step} the learning rate goes from {was:.3g} to "
+                f"{rates[0]:.3g}, on a cosine that ends with the new train.steps",
+                file=sys.stderr,
+            )
 
 
 class _Trainee(nn.Module):
@@ -113,8 +135,8 @@ class _Trainee(nn.Module):
         super().__init__()
         self.policy = policy
 
-    def forward(self, clip: Clip, generator: torch.Generator, state: State | None) -> tuple[Tensor, State]:
-        return clip_loss(self.policy, clip, generator, state)
+    def forward(self, clip: Clip, generator: torch.Generator, state: State | None) -> tuple[dict[str, Tensor], State]:
+        return clip_losses(self.policy, clip, generator, state)
 
 
 class Averaged:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,10 @@ class Log:
         self.path = run / "log.jsonl"
         rows = [row for row in read_log(self.path) if row["step"] <= step]
         work = self.path.with_suffix(".partial")
-        work.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        with work.open("w") as file:
+            file.write("".join(json.dumps(row) + "\n" for row in rows))
+            file.flush()
+            os.fsync(file.fileno())
         work.replace(self.path)
         self.file = self.path.open("a")
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)

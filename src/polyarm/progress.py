@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -43,3 +45,11 @@ class Bar:
     def __exit__(self, *_: object) -> None:
         if self.bar is not None:
             self.bar.stop()
+
+
+@contextmanager
+def waiting(what: str, *modules: str) -> Iterator[None]:
+    """Says on a terminal what seconds without a word are spent on; nothing where all `modules` are there already."""
+    if sys.stderr.isatty() and not all(m in sys.modules for m in modules or ("",)):
+        print(f"{what} ...", file=sys.stderr, flush=True)
+    yield

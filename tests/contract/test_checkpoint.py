@@ -1,6 +1,12 @@
 """A checkpoint rebuilds its policy alone, and refuses what does not fit. Mutation: drop a check in `checkpoint.load`."""
 
+import errno
+import io
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -157,3 +163,266 @@ def test_a_spec_written_by_schema_1_is_read_for_ever():
     assert spec.versions == {"env": "World-v1", "mujoco": "3.8.1"} and json.loads(
         json.dumps(spec.to_json())
     ) == data | {"schema": SCHEMA}
+
+
+def _bits(file, places):
+    """Flip one bit at each place in turn."""
+    whole = file.read_bytes()
+    for place in places:
+        flipped = bytearray(whole)
+        flipped[place // 8] ^= 1 << place % 8
+        file.write_bytes(flipped)
+        yield place
+    file.write_bytes(whole)
+
+
+def test_a_flipped_bit_of_the_weights_is_noticed(saved):
+    """Mutations: write no hash; leave names, shapes or bytes out of it; believe a file whose hash has another name."""
+    folder, _ = saved
+    file = folder / "model.safetensors"
+    size, header = 8 * file.stat().st_size, 8 * (8 + int.from_bytes(file.read_bytes()[:8], "little"))
+    places = [*range(0, header, 11), *range(header, size, 8 * 1997 + 3), size - 1]
+    for place in _bits(file, places):
+        with pytest.raises(UserError, match=r"model\.safetensors"):
+            checkpoint.read_weights(folder)
+            pytest.fail(f"bit {place} of {size} was not noticed")
+    checkpoint.load(folder)
+
+
+def test_weights_older_than_the_hash_load(saved):
+    folder, _ = saved
+    save_file(load_file(folder / "model.safetensors"), folder / "model.safetensors")
+    spec = json.loads((folder / "spec.json").read_text())
+    del spec["hashes"]
+    (folder / "spec.json").write_text(json.dumps(spec))
+    checkpoint.load(folder)
+
+
+def test_a_flipped_bit_of_the_training_state_is_noticed(kept):
+    folder = checkpoint.steps(kept)[-1]
+    file = folder / "train_state.pt"
+    for _ in _bits(file, range(0, 8 * file.stat().st_size, 8 * 101 + 3)):
+        with pytest.raises(UserError, match=r"train_state\.pt"):
+            checkpoint.read_train_state(folder)
+    assert torch.equal(checkpoint.read_train_state(folder)["x"], torch.arange(3))
+
+
+@pytest.mark.parametrize(
+    "name, old, new", [("config.yaml", "episodes: 100", "episodes: 108"), ("spec.json", "World-v1", "World-v3")]
+)
+def test_an_edited_text_acts_and_is_said(saved, capfd, name, old, new):
+    """Mutation: leave the file out of `hashes`."""
+    folder, _ = saved
+    checkpoint.load(folder)
+    assert not capfd.readouterr().err
+    (folder / name).write_text((folder / name).read_text().replace(old, new))
+    checkpoint.load(folder)
+    assert f"{name} is not as it was saved" in capfd.readouterr().err
+
+
+HARM = {
+    "truncated": lambda f: f.write_bytes(f.read_bytes()[: f.stat().st_size // 2]),
+    "cut near its end": lambda f: f.write_bytes(f.read_bytes()[: f.stat().st_size * 9 // 10]),
+    "empty": lambda f: f.write_bytes(b""),
+    "missing": lambda f: f.unlink(),
+    "a folder": lambda f: (f.unlink(), f.mkdir()),
+    "noise": lambda f: f.write_bytes(bytes(range(256)) * 4),
+    "a list": lambda f: f.write_text("[1, 2]"),
+    "other keys": lambda f: f.write_text('{"schema": 1, "policy": 3}'),
+}
+
+
+@pytest.mark.parametrize("harm", HARM)
+@pytest.mark.parametrize("name", ["config.yaml", "model.safetensors", "spec.json", "train_state.pt"])
+def test_a_harmed_file_is_one_sentence_with_its_name(kept, name, harm):
+    """From its folder, from the run and for resuming. Mutation: take an error's class out of `_reading`, or a name of FILES."""
+    folder = checkpoint.steps(kept)[-1]
+    HARM[harm](folder / name)
+    for path in (folder, kept):
+        with pytest.raises(UserError) as e:
+            if name == "train_state.pt":
+                checkpoint.read_train_state(folder)
+            else:
+                checkpoint.load(path)
+        assert name in str(e.value) and "\n" not in str(e.value)
+
+
+def test_a_file_that_may_not_be_read_is_one_sentence(saved, monkeypatch):
+    folder, _ = saved
+    real = io.open
+    for name in checkpoint.FILES:
+
+        def refuse(file, *a, closed=name, **k):
+            if str(file).endswith(closed):
+                raise PermissionError(errno.EACCES, "Permission denied", str(file))
+            return real(file, *a, **k)
+
+        with monkeypatch.context() as m:
+            m.setattr(io, "open", refuse)
+            m.setattr("builtins.open", refuse)
+            with pytest.raises(UserError, match=rf"{name} cannot be read \(Permission denied\)"):
+                checkpoint.load(folder)
+
+
+@pytest.fixture
+def kept(saved, tmp_path):
+    """A run with three checkpoints, as training leaves them."""
+    folder, policy = saved
+    config = read_yaml(folder / "config.yaml")
+    spec = Spec(policy.obs_space, policy.action_space)
+    for step in (1, 2, 10):
+        place = tmp_path / "run" / "checkpoints" / f"step_{step:08d}"
+        checkpoint.save(place, config, spec, policy.state_dict(), {"x": torch.arange(3)})
+        checkpoint.point_last(tmp_path / "run", place)
+    return tmp_path / "run"
+
+
+def test_a_run_without_its_link_has_its_newest_whole_checkpoint(kept):
+    """Mutations: find through the link alone; sort by name; count folders that lack a file."""
+    last, newest = kept / "checkpoints" / "last", kept / "checkpoints" / "step_00000010"
+    assert last.resolve() == newest.resolve() == checkpoint.find(kept) == checkpoint.find(last)
+    newest.rename(kept / "checkpoints" / "step_100")  # the link dangles, and sorts by number
+    assert checkpoint.find(kept).name == checkpoint.find(last).name == "step_100"
+    last.unlink()
+    shutil.copytree(kept / "checkpoints" / "step_00000002", last)  # a tool that follows links
+    assert checkpoint.find(kept).name == "step_100"
+    shutil.rmtree(last)
+    assert checkpoint.find(kept).name == "step_100"
+    (kept / "checkpoints" / "step_100" / "spec.json").unlink()  # half copied
+    assert checkpoint.find(kept).name == "step_00000002"
+    last.symlink_to("step_00000001")  # killed before the link
+    assert checkpoint.find(kept).name == "step_00000002"
+    assert [p.name for p in checkpoint.steps(kept)] == ["step_00000001", "step_00000002"]
+
+
+def test_a_newest_checkpoint_that_lost_a_file_is_not_passed_over_in_silence(kept):
+    (kept / "checkpoints" / "step_00000010" / "spec.json").unlink()
+    with pytest.raises(UserError, match=r"step_00000010 misses spec\.json.*step_00000002"):
+        checkpoint.find(kept)
+
+
+def test_drives_without_links_do_without(kept, monkeypatch):
+    """Mutation: let the error of `symlink_to` through."""
+
+    def refuse(*_, **__):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    (kept / "checkpoints" / "last").unlink()
+    monkeypatch.setattr(os, "symlink", refuse)
+    checkpoint.point_last(kept, kept / "checkpoints" / "step_00000010")
+    assert not list((kept / "checkpoints").glob("*last"))
+    assert checkpoint.find(kept).name == "step_00000010"
+
+
+def test_old_training_states_and_litter_go_and_weights_stay(kept):
+    """Mutations: prune by name; leave the litter; take weights too."""
+    litter = kept / "checkpoints" / ".step_00000003.123.partial"
+    litter.mkdir()
+    (litter / "config.yaml").write_text("half")
+    checkpoint.prune(kept, keep=1)
+    assert not litter.exists() and len(checkpoint.steps(kept)) == 3
+    assert [p.name for p in checkpoint.steps(kept) if (p / "train_state.pt").exists()] == ["step_00000010"]
+    checkpoint.prune(kept, keep=1)
+    checkpoint.read_train_state(checkpoint.find(kept))
+    with pytest.raises(UserError, match=r"step_00000001/train_state\.pt cannot be read"):
+        checkpoint.read_train_state(checkpoint.steps(kept)[0])
+
+
+def test_a_save_over_the_same_step_loses_nothing_wherever_it_is_killed(saved, monkeypatch):
+    """Mutation: remove the old folder before the new one has its name."""
+    folder, policy = saved
+    config, spec = read_yaml(folder / "config.yaml"), Spec(policy.obs_space, policy.action_space)
+    before, rename = (folder / "spec.json").read_bytes(), os.rename
+    aside = folder.with_name(f".{folder.name}.77.old")
+    rename(folder, aside)  # as a kill between the two renames leaves it
+    checkpoint.sweep(folder.parent)
+    assert (folder / "spec.json").read_bytes() == before and not aside.exists()
+
+    def fail(a, b):
+        if str(a).endswith("partial"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        rename(a, b)
+
+    monkeypatch.setattr(os, "rename", fail)
+    with pytest.raises(UserError, match="No space left"):
+        checkpoint.save(folder, config, spec, policy.state_dict())
+    monkeypatch.undo()
+    assert (folder / "spec.json").read_bytes() == before
+    checkpoint.save(folder, config, spec, policy.state_dict())
+    assert (folder / "spec.json").read_bytes() != before
+    assert [p.name for p in folder.parent.iterdir()] == [folder.name]
+
+
+def test_a_checkpoint_is_on_the_disk_before_it_has_its_name(kept, monkeypatch):
+    """Files and folder are flushed, then renamed, then the folder above is flushed. Mutations: leave out any of these
+    flushes in `save`; rename first."""
+    done, fsync, rename = [], os.fsync, os.rename
+
+    def flushed(handle):
+        done.append(("flush", os.readlink(f"/proc/self/fd/{handle}")))
+        fsync(handle)
+
+    def renamed(a, b):
+        done.append(("rename", str(b)))
+        rename(a, b)
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(os, "rename", renamed)
+    old, new = checkpoint.find(kept), kept / "checkpoints" / "step_00000011"
+    checkpoint.save(
+        new,
+        read_yaml(old / "config.yaml"),
+        checkpoint.read_spec(old),
+        checkpoint.read_weights(old),
+        {"x": torch.zeros(1)},
+    )
+    work = str(new.with_name(f".{new.name}.{os.getpid()}.partial"))
+    files = {("flush", f"{work}/{name}") for name in (*checkpoint.FILES, "train_state.pt")}
+    at = done.index(("rename", str(new)))
+    assert set(done[: at - 1]) == files and done[at - 1] == ("flush", work)
+    assert done[at + 1 :] == [("flush", str(new.parent))]
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+import torch
+from polyarm.policies import checkpoint
+from polyarm.spec import UserError
+old = checkpoint.find(Path(sys.argv[1]))
+spec, weights, config = checkpoint.read_spec(old), checkpoint.read_weights(old), checkpoint.read_config(old)
+new = old.parent / "step_00000099"
+write = lambda: checkpoint.save(new, config, spec, weights, {"x": torch.zeros(1_000_000)})
+write()
+sizes = sorted((new / name).stat().st_size for name in ("config.yaml", "model.safetensors", "train_state.pt"))
+checkpoint.shutil.rmtree(new)
+for size in sizes:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, resource.RLIM_INFINITY))
+    try:
+        write()
+    except UserError as e:
+        print(e)
+"""
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_no_litter(kept):
+    """In the configuration, in the weights, in the training state. Mutation: catch OSError alone, or leave out the last sweep."""
+    before = sorted(p.name for p in (kept / "checkpoints").iterdir())
+    done = subprocess.run([sys.executable, "-c", FULL, str(kept)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.strip().splitlines()
+    assert len(said) == 3 and all("step_00000099 cannot be saved" in line for line in said), done.stdout
+    assert sorted(p.name for p in (kept / "checkpoints").iterdir()) == before
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.ENOSPC])
+def test_a_disk_that_cannot_be_written_is_one_sentence(saved, monkeypatch, code):
+    folder, policy = saved
+    config = read_yaml(folder / "config.yaml")
+
+    def refuse(*_, **__):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "mkdir", refuse)
+    with pytest.raises(UserError, match=f"{os.strerror(code)}.*what was saved before stays"):
+        checkpoint.save(folder.parent / "a" / "b", config, Spec(OBS, ACTION), policy.state_dict())

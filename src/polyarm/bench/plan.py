@@ -11,8 +11,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from polyarm.config import CONFIGS, compose, explain, options, read_yaml
-from polyarm.spec import UserError, unknown
+from polyarm.choices import find
+from polyarm.config import compose, explain, read_yaml
+from polyarm.grammar import parse
+from polyarm.ranges import BENCH, require
+from polyarm.spec import unknown
 
 
 @dataclass(frozen=True)
@@ -35,29 +38,24 @@ class Judged:
 
 
 def read_plan(name: str, words: Sequence[str]) -> DictConfig:
-    if name not in options("bench"):
-        raise unknown("bench", name, options("bench"))
-    config = read_yaml(CONFIGS / "bench" / f"{name}.yaml")
+    config = read_yaml(find("bench", name))
     OmegaConf.set_struct(config, True)
-    for word in words:
-        key, found, value = word.partition("=")
+    for word in parse(words, config):
+        key, new = word.key_or_group, word.value()
+        if OmegaConf.select(config, key, default="missing") == "missing":
+            raise unknown("setting", key, map(str, config))
+        new = require(key, new, BENCH[key]) if key in BENCH else new
+        if key == "tasks" and isinstance(new, list):  # names of those to keep
+            for task in new:
+                if task not in config.tasks:
+                    raise unknown("task of this bench", task, map(str, config.tasks))
+            new = {t: config.tasks[t] for t in new}
+            config.tasks = {}
+            OmegaConf.set_struct(config, False)
         try:
-            if not found or OmegaConf.select(config, key, default="missing") == "missing":
-                raise unknown("setting", key, map(str, config))
-            new = OmegaConf.from_dotlist([f"x={value}"]).x
-            if key == "tasks" and OmegaConf.is_list(new):  # names of those to keep
-                for task in new:
-                    if task not in config.tasks:
-                        raise unknown("task of this bench", task, map(str, config.tasks))
-                new = {t: config.tasks[t] for t in new}
-                config.tasks = {}
-                OmegaConf.set_struct(config, False)
             OmegaConf.update(config, key, new, merge=False)
         except OmegaConfBaseException as e:
             raise explain(e, words) from e
-    for key in ("core_seconds", "episodes"):
-        if not isinstance(config[key], int | float) or config[key] <= 0:
-            raise UserError(f"{key}={config[key]}: give a positive number")
     return config
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from polyarm.bench.plan import compose_task, run_of
 from polyarm.config import read_yaml
+from polyarm.grammar import setting
 from polyarm.spec import UserError
 
 
@@ -17,7 +18,7 @@ def train(config: dict[str, Any], task: str, about: Any, entry: str, what: Any, 
     run = run_of(out, task, entry)
     known = {e: str(run_of(out, task, e)) for e in config["entries"]}
     settings = [word.format(**known) for word in [*what["settings"], *(about.get("policies") or {}).get(entry, [])]]
-    c = compose_task(task, about, [*settings, f"train.device={config['device']}", f"output_dir={run}"], out)
+    c = compose_task(task, about, [*settings, f"train.device={config['device']}", setting("output_dir", run)], out)
     if (run / "config.yaml").exists():  # begun before: the same number of steps
         c.train.steps = read_yaml(run / "config.yaml").train.steps
     else:

@@ -1,0 +1,46 @@
+"""`polyarm eval`: a trained policy, or a mixture of several, judged on fresh seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from polyarm.commands import Command, Takes, Words, stopping
+from polyarm.progress import waiting
+from polyarm.spec import UserError
+
+
+def run(words: Words) -> Any:
+    sources = [Path(place) for place in words.places]
+    if not sources:
+        raise UserError(
+            "polyarm eval needs the output_dir of a training run, or a checkpoint, as its first word: polyarm eval PATH"
+        )
+    weights = words.weights or [1 / len(sources)] * len(sources)
+    if len(weights) != len(sources):
+        raise UserError(f"{len(weights)} weights for {len(sources)} policies: give one a policy")
+    for source in sources:
+        if not source.exists():
+            raise UserError(
+                f"{source} does not exist: give the output_dir of a training run, or one of its checkpoints"
+            )
+    with waiting("loading torch and the simulator", "torch", "mujoco"):
+        from polyarm.eval.run import evaluate
+
+    with stopping(f"results that were there stay; `{words.line()}` starts over"):
+        return evaluate(sources, words.settings, weights)
+
+
+COMMAND = Command(
+    run,
+    "Judge a trained policy on fresh seeds, with an interval, clips and a report",
+    "eval DIR [DIR ... --weights W W ...] [eval.episodes=N] [eval.seed=S] [output_dir=DIR] [key=value ...]",
+    "DIR is the output_dir of a training run, or one of its checkpoints. Results: result.json, report.html, clips/.\n"
+    "Several are mixed while they denoise, with weights that sum to one (default: equal).\n"
+    "policy.sampler.angles.steps=N changes the denoising steps, eval.n_action_steps=N the rows executed of each chunk,\n"
+    "eval.pick=K executes the best of K chunks by a policy's energy, eval.goals=false hides the goal.\n"
+    "The other settings of configs/polyarm.yaml are those of the run, and may be given anew where its weights still fit.\n",
+    order=40,
+    groups=("sampler", "task"),
+    takes=Takes(place="runs or checkpoints", weights=True),
+)
