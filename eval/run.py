@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from polyarm.config import override, read_yaml
+from polyarm.config import override
 from polyarm.eval import place
 from polyarm.eval.film import choose, film
 from polyarm.eval.judge import judge, terms
@@ -52,7 +52,7 @@ def evaluate(
     """
     began = time.perf_counter()
     folders = [checkpoint.find(source) for source in sources]
-    owns = [read_yaml(folder / "config.yaml") for folder in folders]
+    owns = [checkpoint.read_config(folder) for folder in folders]
     config = override(owns[0], overrides)
     configs, e = [config, *owns[1:]], config.eval
     if e.episodes < 1:
@@ -144,17 +144,22 @@ def report(
     folders: Sequence[Path],
     clips: Sequence[tuple[Path, str]],
 ) -> None:
-    """report.html, with the configuration that acted: of each part, the first under this evaluation's settings."""
+    """report.html, with the configuration that acted: of the first under this evaluation's settings, of other parts their
+    policy's."""
     from polyarm.datasets.info import info
 
     task = configs[0].task
-    heads = [f"# {os.path.relpath(folder, out)}\n" if len(folders) > 1 else "" for folder in folders]
+    acted = [OmegaConf.to_yaml(configs[0])]
+    for folder, part in zip(folders[1:], configs[1:], strict=True):
+        acted.append(
+            f"# {os.path.relpath(folder, out)}\n{OmegaConf.to_yaml(OmegaConf.create({'policy': part.policy}))}"
+        )
     write_report(
         out / "report.html", title=f"{result['policy']} on {task.name}", result=result,
         log=read_log(place.home(folders[0]) / "log.jsonl") or None,
         data_card=info(open_demos(task)) if Path(task.demos.path).exists() else None,
         clips=clips, energies=[(p.outcome.success, p.energy) for p in played if p.energy is not None],
-        config_yaml="\n".join(head + OmegaConf.to_yaml(c) for head, c in zip(heads, configs, strict=True)),
+        config_yaml="\n".join(acted),
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from polyarm.bench.plan import Judged
 from polyarm.bench.results import read
-from polyarm.config import override, read_yaml
+from polyarm.config import override
 
 
 def judge_all(config: dict[str, Any], about: dict[str, Any], points: list[Judged], out: str) -> list[dict[str, Any]]:
@@ -49,7 +49,7 @@ def open_point(point: Judged, n: int, device: str) -> tuple[Any, Any, DictConfig
 
     torch.set_num_threads(1)
     folders = [checkpoint.find(Path(r)) for r in point.runs]
-    config = override(read_yaml(folders[0] / "config.yaml"), [*point.settings, "eval.workers=0"])
+    config = override(checkpoint.read_config(folders[0]), [*point.settings, "eval.workers=0"])
     policy = load_policy(folders, config, point.settings, point.weights, torch.device(device))
     return policy, make_worlds(config, min(config.eval.n_envs, n)), config
 
