@@ -85,7 +85,8 @@ def fit(
             f"{what} channel {names[i]!r} stays at {found.mean[i]:g} in all {found.n} rows: leave the channel out, give "
             f"{setting}, or allow it with data.constant=centre"
         )
-    return Scale(tuple(gain.tolist()), tuple(offset.tolist()))
+    reach = float(np.abs([found.low * gain + offset, found.high * gain + offset]).max())
+    return Scale(tuple(gain.tolist()), tuple(offset.tolist()), reach)
 
 
 def fit_spec(

@@ -13,8 +13,11 @@ from typing import Any
 import numpy as np
 
 from polyarm.eval import charts
+from polyarm.eval.score import seeds_said
 from polyarm.spec import UserError
 
+COLOURS = 4
+"""Of the curves of single losses; a fifth has the first's again."""
 SMOOTH_FROM = 20
 """Rows of a log from which on a smoothed curve says more than the raw one."""
 
@@ -72,13 +75,13 @@ def headline(result: Mapping[str, Any]) -> Headline:
     n, (lo, hi) = result["n"], result["interval"]
     kind, _, level = result["interval_kind"].partition(" ")
     digits = 2 if n <= 100 else 3
-    seeds = "fresh seed" if n == 1 else "fresh seeds"
+    seeds = seeds_said(result)
     if result["measure"] == "success":
         name, value, what = "success rate", result["success_rate"], "rate"
-        said = f"{round(value * n)} of {n} {seeds} solved"
+        said = f"{round(value * n)} of {seeds} solved"
     else:
         name, value, what = "mean score", result["score"], "mean"
-        said = f"Best reward of an episode, mean over {n} {seeds}: {value:.{digits}f}"
+        said = f"Best reward of an episode, mean over {seeds}: {value:.{digits}f}"
     if lo == hi:
         bound = "every episode scored the same, so resampling cannot tell how far off the true mean is"
     else:
@@ -175,19 +178,32 @@ def training(log: Sequence[Mapping[str, Any]], measure: str) -> dict[str, Any] |
 
 
 def _loss(log: Sequence[Mapping[str, Any]]) -> list[charts.Line]:
-    rows, held_out = [r for r in log if "loss" in r], [r for r in log if "val_loss" in r]
+    """The loss, and of a policy with several each by its name; of held-out episodes as dots."""
     curves = []
-    if rows:
-        x, y = column(rows, "step"), column(rows, "loss")
-        if len(rows) < SMOOTH_FROM:
-            curves.append(charts.Line("training", "ok", x, y))
-        else:
-            curves += [charts.Line("training", "raw", x, y), charts.Line("smoothed", "ok", x, charts.smooth(y))]
-    if held_out:
-        curves.append(
-            charts.Line("held-out episodes", "bad", column(held_out, "step"), column(held_out, "val_loss"), dots=True)
-        )
+    for i, key in enumerate(["loss", *_named(log)]):
+        name = key.partition(".")[2]
+        css, held_css = (f"c{(i - 1) % COLOURS}",) * 2 if name else ("ok", "bad")
+        rows, held_out = [r for r in log if key in r], [r for r in log if f"val_{key}" in r]
+        if rows:
+            x, y = column(rows, "step"), column(rows, key)
+            smooth = len(rows) >= SMOOTH_FROM
+            if smooth and not name:
+                curves.append(charts.Line("training", "raw", x, y))
+            curves.append(
+                charts.Line(name or ("smoothed" if smooth else "training"), css, x, charts.smooth(y) if smooth else y)
+            )
+        if held_out:
+            label = f"held-out episodes, {name}" if name else "held-out episodes"
+            curves.append(
+                charts.Line(label, held_css, column(held_out, "step"), column(held_out, f"val_{key}"), dots=True)
+            )
     return curves
+
+
+def _named(log: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Keys of a policy's several losses, in the order of the log."""
+    keys = (key.removeprefix("val_") for row in log for key in row)
+    return list(dict.fromkeys(key for key in keys if key.startswith("loss.")))
 
 
 def column(rows: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:

@@ -13,11 +13,14 @@ from omegaconf import DictConfig
 
 from polyarm.eval.agent import Agent
 from polyarm.eval.score import Outcome
-from polyarm.policies.policy import Policy
+from polyarm.policies.policy import Policy, device_of
 from polyarm.rotation import rows_as, space_as
 from polyarm.sim.vector import ShardedVectorEnv
-from polyarm.spec import Spec, UserError, require_actions, require_obs
+from polyarm.spec import Spec, UserError, require_actions, require_obs, unknown
 from polyarm.task import count_workers, world_kwargs
+
+SUCCESS = ("ever", "last")
+"""When an episode counts as solved: `is_success` at any of its steps, or at its last one (a task whose success can pass)."""
 
 
 @runtime_checkable
@@ -30,6 +33,15 @@ class Worlds(Protocol):
     def world_spec(self) -> Spec: ...
     def reset(self, *, seed: Any, options: dict[str, Any]) -> tuple[dict[str, np.ndarray], dict[str, Any]]: ...
     def step(self, actions: np.ndarray) -> tuple[Any, ...]: ...
+
+
+@runtime_checkable
+class GoalWorlds(Worlds, Protocol):
+    """Worlds that can be asked for a goal; only a policy that takes goals needs them."""
+
+    def goals(self, rows: Sequence[int]) -> list[dict[str, np.ndarray]] | None:
+        """What is to be seen at the end in each of these rows; None where the worlds do not say."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -53,19 +65,22 @@ def rollout(
     worlds: Worlds,
     seeds: Sequence[int],
     n_action_steps: int | None = None,
-    device: str | torch.device = "cpu",
+    device: str | torch.device | None = None,
     progress: Callable[[list[Outcome]], None] = lambda done: None,
     goals: bool = True,
+    success: str = "ever",
 ) -> list[Played]:
-    """Play one episode a seed; returns them in the order of `seeds`. With `goals`, a policy that takes goals is shown the
-    world's.
+    """Play one episode a seed; returns them in the order of `seeds`. `device`: the policy's, if not given. With `goals`, a
+    policy that takes goals is shown the world's. `success`: one of `SUCCESS`.
 
     New episodes start only between chunks, so that all rows plan together: one batched policy pass a chunk.
     """
     require_world(policy, worlds)
-    agent = Agent(policy, worlds.num_envs, n_action_steps, device=device)
+    if success not in SUCCESS:
+        raise unknown("rule of task.success", str(success), SUCCESS)
+    agent = Agent(policy, worlds.num_envs, n_action_steps, device=device_of(policy) if device is None else device)
     goals = goals and policy.goal_steps > 0
-    rows = [_Row() for _ in range(worlds.num_envs)]
+    rows = [_Row(success) for _ in range(worlds.num_envs)]
     waiting = deque(enumerate(seeds))
     found: dict[int, Played] = {}
     obs = None
@@ -113,18 +128,24 @@ def _seat(
 
 
 def _goals(worlds: Worlds, rows: list[int]) -> list[dict[str, np.ndarray]]:
-    try:
-        return worlds.call_rows("goal", rows)  # type: ignore[attr-defined]
-    except AttributeError:
-        raise UserError(
-            "this world names no goal to show the policy: give eval.goals=false to act without one"
-        ) from None
+    found = worlds.goals(rows) if isinstance(worlds, GoalWorlds) else None
+    if found is None:
+        raise UserError("this world names no goal to show the policy: give eval.goals=false to act without one")
+    return found
+
+
+def solved(before: bool, now: bool, rule: str) -> bool:
+    """Whether an episode counts as solved after a step that says `now`."""
+    return now or (before and rule == "ever")
 
 
 class _Row:
     """What one world is playing now."""
 
     index: int | None = None
+
+    def __init__(self, success: str):
+        self.rule = success
 
     def begin(self, index: int, seed: int) -> None:
         self.index, self.seed, self.best, self.success = index, seed, 0.0, False
@@ -133,7 +154,8 @@ class _Row:
 
     def take(self, action: np.ndarray, reward: float, success: bool) -> None:
         self.actions.append(action.copy())
-        self.best, self.success = max(self.best, reward), self.success or success
+        self.best = max(self.best, reward)
+        self.success = solved(self.success, success, self.rule)
 
     def finish(self) -> tuple[int, Played]:
         index, self.index = self.index, None

@@ -1,37 +1,37 @@
-"""`polyarm eval`: play fresh seeds, film some of them, write result.json and the report."""
+"""`polyarm eval`: play fresh seeds, keep what came of them, then film some and write the report."""
 
 from __future__ import annotations
 
-import json
 import os
-import platform
 import sys
 import time
-from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from inspect import unwrap
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from polyarm.config import override
-from polyarm.eval.agent import Agent
+from polyarm.eval import place
+from polyarm.eval.film import choose, film
+from polyarm.eval.judge import judge, terms
+from polyarm.eval.machine import machine, pick_device, policy_versions
 from polyarm.eval.report import write_report
-from polyarm.eval.rollout import Played, Worlds, make_worlds, require_world, rollout
-from polyarm.eval.score import Outcome, summary
-from polyarm.eval.video import write_mp4
+from polyarm.eval.rollout import Played, make_worlds, require_world
+from polyarm.eval.score import HEADLINE, seeds_said
+from polyarm.eval.seeds import demonstrated
+from polyarm.eval.timing import time_chunks
 from polyarm.log import read_log
 from polyarm.policies import checkpoint
 from polyarm.policies.mixture import Mixture
 from polyarm.policies.pick import Picked
 from polyarm.policies.policy import Policy
-from polyarm.progress import Bar
 from polyarm.spec import Spec, UserError
-from polyarm.task import has_demos, open_demos, world_kwargs
-
-HEADLINE = {"success": "success_rate", "score": "score"}
+from polyarm.task import has_demos, open_demos
 
 
 def evaluate(
@@ -39,120 +39,143 @@ def evaluate(
     overrides: Sequence[str],
     weights: Sequence[float] = (1.0,),
     seconds: dict[str, float] | None = None,
+    prefer: Path | None = None,
 ) -> dict[str, Any]:
     """Judge a checkpoint, or a mixture of several; returns what result.json holds.
 
     `sources`: training runs or checkpoints, the first of which names the task; `overrides`: settings over the first one's
-    own, `output_dir` for the results (default: eval/ in the first run, eval_mixture/ for a mixture); `weights`: one a source.
+    own, `output_dir` for the results (default: see `place.places`; before them `prefer`); `weights`: one a source.
     `seconds`: of stages before this one, for the report.
+
+    result.json and episodes.npz come first. What can fail after them for want of a display, a codec or a disk (latency, clips,
+    report) is then a line, and one of the result's `notes`.
     """
     began = time.perf_counter()
     folders = [checkpoint.find(source) for source in sources]
-    folder = folders[0]
-    own = checkpoint.read_config(folder)
-    own.output_dir = str(default_output(folder, len(folders)))
-    config = override(own, overrides)
-    e = config.eval
+    owns = [checkpoint.read_config(folder) for folder in folders]
+    config = override(owns[0], overrides)
+    configs, e = [config, *owns[1:]], config.eval
     if e.episodes < 1:
         raise UserError(f"eval.episodes={e.episodes}: give at least 1")
     torch.set_num_threads(int(e.threads))
     device = pick_device(e.device)
     policy = load_policy(folders, config, overrides, weights, device)
     seeds = list(range(e.seed, e.seed + e.episodes))
-    worlds = make_worlds(config, min(e.n_envs, len(seeds)))
-    try:
+    words = [w for w in overrides if place.key_of(w) != "output_dir"]
+    wanted = place.identity(folders, weights, place.acting(override(owns[0], []), config))
+    if len(words) < len(overrides):
+        places = [Path(config.output_dir)]
+    else:
+        places = [*([prefer] if prefer else []), *place.places(folders, weights, words, wanted)]
+    with closing(make_worlds(config, min(e.n_envs, len(seeds)))) as worlds:
         require_world(policy, worlds)
-        _require_versions(checkpoint.read_spec(folder), worlds.world_spec, e.allow_other_versions)
-        with Bar(f"evaluate {policy.name} on {config.task.name}", len(seeds)) as bar:
-            show = lambda done: bar.at(len(done), _running(done, config.task.measure))
-            played = rollout(policy, worlds, seeds, e.n_action_steps, device, show, e.goals)
-        latency, evaluations = time_chunks(policy, worlds, seeds[0], device)
-    finally:
-        worlds.close()
-    result = {
-        "policy": policy.name,
-        "task": config.task.name,
-        "checkpoint": os.path.relpath(folder, config.output_dir),
-        **(
-            {"parts": [os.path.relpath(f, config.output_dir) for f in folders], "weights": list(weights)}
-            if len(folders) > 1
-            else {}
-        ),
-        **summary([p.outcome for p in played], config.task.measure, stages=len(worlds.stages)),
-        "n_action_steps": e.n_action_steps or policy.n_action_steps,
-        "network_evaluations": evaluations,
-        "latency_ms": latency,
-        "seconds": {**(seconds or {}), "evaluate": round(time.perf_counter() - began, 2)},
-        "versions": {**policy_versions(), **worlds.world_spec.versions},
-        "machine": machine(device),
-    }
-    out = Path(config.output_dir)
-    write(out, result, played, config, folder)
-    low, high = result["interval"]
-    print(
-        f"{result['measure']} {result[HEADLINE[result['measure']]]:.3f} on {result['n']} fresh seeds, "
-        f"{result['interval_kind']} interval {low:.3f} to {high:.3f}{_stages(result)}\nreport: {out / 'report.html'}",
-        file=sys.stderr,
-    )
+        notes = require_versions(folders, worlds.world_spec, e.allow_other_versions)
+        with place.claim(places, wanted) as out:
+            config.output_dir = str(out)
+            played, found = judge(
+                policy, worlds, seeds, **terms(config), device=device, stages=len(worlds.stages),
+                title=f"evaluate {policy.name} on {config.task.name}",
+            )  # fmt: skip
+            result = {
+                "policy": policy.name,
+                "task": config.task.name,
+                **_sources(folders, weights, out),
+                **found,
+                "demonstrated": demonstrated([c.task for c in configs], seeds),
+                "n_action_steps": e.n_action_steps or policy.n_action_steps,
+                "acting": acting(policy, config, device),
+                "overrides": words,
+                "identity": wanted,
+                "seconds": {**(seconds or {}), "evaluate": round(time.perf_counter() - began, 2)},
+                "versions": {**policy_versions(), **worlds.world_spec.versions},
+                "trained_with": [dict(checkpoint.read_spec(folder).versions) for folder in folders],
+                "machine": machine(device),
+                "notes": notes,
+            }
+            keep(out, result, played)
+            if worlds.replays:
+                timed = attempt("latency", lambda: time_chunks(policy, worlds, seeds[0], device), notes)
+                result |= dict(zip(("latency_ms", "network_evaluations"), timed or (), strict=False))
+            clips = shoot(config, played, out / "clips", worlds.replays, notes)
+            attempt("report", lambda: report(out, result, played, configs, folders, clips), notes)
+            attempt("latency and notes in result.json", lambda: place.write_result(out, result), notes)
+    tell(result, out)
     return result
 
 
-def write(out: Path, result: dict[str, Any], played: list[Played], config: DictConfig, folder: Path) -> None:
-    """result.json, episodes.npz (the actions that replay every episode; energies), clips and report.html."""
+def keep(out: Path, result: dict[str, Any], played: Sequence[Played]) -> None:
+    """result.json, and episodes.npz: the actions that replay every episode; energies. What an older evaluation of the same
+    showed beside them goes."""
+    place.write_result(out, result)
+    for old in (out / "report.html", *(out / "clips").glob("seed_*.mp4")):
+        old.unlink(missing_ok=True)
+    arrays: dict[str, Any] = {f"seed_{p.outcome.seed}": p.actions for p in played}
+    arrays |= {f"energy_{p.outcome.seed}": p.energy for p in played if p.energy is not None}
+
+    def save() -> None:
+        with place.written(out / "episodes.npz") as work, work.open("wb") as file:
+            np.savez_compressed(file, **arrays)
+
+    attempt("episodes.npz", save, result["notes"])
+
+
+def shoot(
+    config: DictConfig, played: Sequence[Played], folder: Path, replays: bool, notes: list[str]
+) -> list[tuple[Path, str]]:
+    """Clips of `eval.videos` episodes, as many as could be made."""
+    if not config.eval.videos:
+        return []
+    if not replays:
+        _note(f"no clips: {config.task.env_id} does not promise that an episode can be played again", notes)
+        return []
+    clips: list[tuple[Path, str]] = []
+    some, success = choose(played, config.eval.videos), terms(config)["success"]
+    attempt(
+        "clips", lambda: clips.extend(film(config, some, folder, success)), notes
+    )  # those before one that fails stay
+    return clips
+
+
+def report(
+    out: Path,
+    result: dict[str, Any],
+    played: Sequence[Played],
+    configs: Sequence[DictConfig],
+    folders: Sequence[Path],
+    clips: Sequence[tuple[Path, str]],
+) -> None:
+    """report.html, with the configuration that acted: of the first under this evaluation's settings, of other parts their
+    policy's."""
     from polyarm.datasets.info import info
 
-    out.mkdir(parents=True, exist_ok=True)
-    actions: dict[str, Any] = {f"seed_{p.outcome.seed}": p.actions for p in played}
-    actions |= {f"energy_{p.outcome.seed}": p.energy for p in played if p.energy is not None}
-    np.savez_compressed(out / "episodes.npz", **actions)
-    clips = film(config, choose(played, config.eval.videos), out / "clips")
-    run = folder.parent.parent
-    work = out / "result.json.partial"
-    work.write_text(json.dumps(result, indent=1))
-    work.replace(out / "result.json")
+    task = configs[0].task
+    acted = [OmegaConf.to_yaml(configs[0])]
+    for folder, part in zip(folders[1:], configs[1:], strict=True):
+        acted.append(
+            f"# {os.path.relpath(folder, out)}\n{OmegaConf.to_yaml(OmegaConf.create({'policy': part.policy}))}"
+        )
     write_report(
-        out / "report.html", title=f"{result['policy']} on {config.task.name}", result=result,
-        log=read_log(run / "log.jsonl") or None,
-        data_card=info(open_demos(config.task)) if has_demos(config.task) else None,
+        out / "report.html", title=f"{result['policy']} on {task.name}", result=result,
+        log=read_log(place.home(folders[0]) / "log.jsonl") or None,
+        data_card=info(open_demos(task)) if has_demos(task) else None,
         clips=clips, energies=[(p.outcome.success, p.energy) for p in played if p.energy is not None],
-        config_yaml=(folder / "config.yaml").read_text(),
+        config_yaml="\n".join(acted),
     )  # fmt: skip
 
 
-def choose(played: Sequence[Played], videos: int) -> list[Played]:
-    """Episodes worth seeing: up to half of them failures (or the lowest scores), the rest successes, in seed order."""
-    ranked = sorted(played, key=lambda p: (p.outcome.success, p.outcome.score))
-    failures = [p for p in ranked if not p.outcome.success][: max(1, videos // 2)]
-    rest = [p for p in played if p not in failures]
-    return [*failures, *rest[: max(0, videos - len(failures))]][:videos]
+def attempt[T](what: str, make: Callable[[], T], notes: list[str]) -> T | None:
+    """What `make` gives. Where it fails the result stays as it is, and one line says so."""
+    try:
+        return make()
+    except Exception as error:  # noqa: BLE001  whatever a display, a codec, a disk or a world raises
+        why = " ".join(str(error).split())
+        _note(f"no {what}: {why if isinstance(error, UserError) else f'{type(error).__name__}: {why}'}", notes)
+        return None
 
 
-def film(config: DictConfig, played: Sequence[Played], folder: Path) -> list[tuple[Path, str]]:
-    """Replay chosen episodes with rendering. The worlds are deterministic, so the recorded actions give the same episode."""
-    from polyarm.sim.world import make_world
-
-    clips = []
-    for p in played:
-        world = make_world(config.task.env_id, world_kwargs(config.task))
-        world.reset(seed=p.outcome.seed)
-        frames = [world.render()]
-        success = False
-        for action in p.actions:
-            success |= bool(world.step(action)[4]["is_success"])
-            frames.append(world.render())
-        rate = world.unwrapped.world_spec.action.rate_hz
-        world.close()
-        if success != p.outcome.success:
-            raise RuntimeError(
-                f"replaying seed {p.outcome.seed} of {config.task.env_id} gave another outcome: the world is not deterministic"
-            )
-        path = folder / f"seed_{p.outcome.seed}.mp4"
-        write_mp4(path, frames, rate)
-        verdict = "success" if success else "failure"
-        clips.append(
-            (path, f"seed {p.outcome.seed}: {verdict} after {p.outcome.steps} steps, best score {p.outcome.score:.2f}")
-        )
-    return clips
+def _note(line: str, notes: list[str]) -> None:
+    print(line, file=sys.stderr)
+    notes.append(line)
 
 
 def load_policy(
@@ -162,144 +185,70 @@ def load_policy(
     weights: Sequence[float],
     device: torch.device,
 ) -> Policy:
-    """The checkpoint's policy, the first with the settings of `config`; or the mixture of several. With eval.pick above 1
-    the best of so many chunks by the first part that has an energy."""
+    """The checkpoint's policy, the first with the settings of `config`; or the mixture of several, which takes the first's
+    sampler if `overrides` choose or change that. With eval.pick above 1 the best of so many chunks by the first part that has
+    an energy."""
     first = checkpoint.load(folders[0], config, device)
     parts = [first, *(checkpoint.load(f, device=device) for f in folders[1:])]
     policy = first
     if len(parts) > 1:
-        policy = Mixture(
-            parts, [float(w) for w in weights], first.sampler if "sampler" in " ".join(overrides) else None
-        )
+        chosen = any(place.within(place.path_of(word), ("policy.sampler",)) for word in overrides)
+        policy = Mixture(parts, [float(w) for w in weights], first.sampler if chosen else None)
     if config.eval.pick == 1:
         return policy
     judge = next((p for p in parts if p.energy is not None), first)
     return Picked(policy, judge, config.eval.pick)
 
 
-def time_chunks(
-    policy: Policy, worlds: Worlds, seed: int, device: torch.device, n: int = 30
-) -> tuple[list[float], int]:
-    """Milliseconds to plan one chunk for one world, n times, and the network evaluations each takes: calls of the policy's
-    bodies, where one whose gradient is taken counts three (the way back costs about two ways there)."""
-    mask = np.zeros(worlds.num_envs, bool)
-    mask[0] = True
-    obs, _ = worlds.reset(seed=[seed, *[None] * (worlds.num_envs - 1)], options={"reset_mask": mask})
-    agent = Agent(policy, 1, 1, device=device)
-    count = 0
-
-    def counted(module: Any, inputs: Any, output: Any) -> None:
-        nonlocal count
-        count += 3 if any(isinstance(x, torch.Tensor) and x.requires_grad for x in inputs) else 1
-
-    bodies = [part.body for part in _parts(policy) if hasattr(part, "body")]
-    hooks = [body.register_forward_hook(counted) for body in bodies]
-    try:
-        for _ in range(n + 1):
-            agent.act({name: x[:1] for name, x in obs.items()})
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return [round(1000 * s, 3) for s in agent.seconds[1:]], count // (n + 1)
+def acting(policy: Policy, config: DictConfig, device: torch.device) -> dict[str, Any]:
+    """What acted, as it was built: of a mixture its one sampler, of a policy that is picked from its own."""
+    solver = unwrap(policy.sampler.solver)
+    return {
+        "sampler": getattr(getattr(solver, "func", solver), "__name__", str(solver)),
+        "denoising_steps": len(policy.sampler.angles) - 1,
+        "limit": policy.sampler.bound,
+        "n_action_steps": config.eval.n_action_steps or policy.n_action_steps,
+        "goals": bool(config.eval.goals and policy.goal_steps),
+        "pick": config.eval.pick,
+        "success": terms(config)["success"],
+        "device": str(device),
+    }
 
 
-def bookkeeping(policy: Mixture, worlds: Worlds, seed: int, device: torch.device, n: int = 100) -> float:
-    """What a mixture does beyond its parts, over the time of its network calls: time a chunk outside the bodies, less the
-    same of each part alone on the same grid. Taken in turns, medians; on a processor in its own time, which other work on
-    the machine disturbs least. (Inside the bodies a mixture may be slower too: two networks share the cache.)"""
-    obs, _ = worlds.reset(seed=[seed] * worlds.num_envs, options={})
-    one = {name: x[:1] for name, x in obs.items()}
-    clock = time.thread_time if device.type == "cpu" else time.perf_counter
-    inside, entered = 0.0, 0.0
-
-    def enter(*_: Any) -> None:
-        nonlocal entered
-        entered = clock()
-
-    def leave(*_: Any) -> None:
-        nonlocal inside
-        inside += clock() - entered
-
-    bodies = [part.body for part in _parts(policy) if hasattr(part, "body")]
-    hooks = [hook for m in bodies for hook in (m.register_forward_pre_hook(enter), m.register_forward_hook(leave))]
-    agents = [Agent(policy, 1, 1, device=device)]
-    agents += [Agent(part, 1, 1, policy.sampler, device) for part in policy.parts]
-    outside: list[list[float]] = [[] for _ in agents]
-    within = []
-    for _ in range(n + 1):
-        for agent, taken in zip(agents, outside, strict=True):
-            inside, began = 0.0, clock()
-            agent.act(one)
-            taken.append(clock() - began - inside)
-            within += [inside] if agent is agents[0] else []
-    for hook in hooks:
-        hook.remove()
-    whole, *parts = (float(np.median(taken[1:])) for taken in outside)
-    return (whole - sum(parts)) / float(np.median(within[1:]))
+def require_versions(folders: Sequence[Path], world: Spec, allow: bool) -> list[str]:
+    """Refuse a world of another version than a checkpoint's demonstrations come from; a line for each that is judged all the
+    same, and for each package the world stands on that has changed."""
+    lines = []
+    for folder in folders:
+        trained = checkpoint.read_spec(folder).versions
+        for name, now in world.versions.items():
+            then = trained.get(name, now)
+            if then == now:
+                continue
+            if name == "env" and not allow:
+                raise UserError(
+                    f"the demonstrations of {folder} come from {then}, this world is {now}: collect and train again, "
+                    "or give eval.allow_other_versions=true to judge it all the same"
+                )
+            lines.append(f"{folder} learned from {then if name == 'env' else f'{name} {then}'}, this is {now}")
+    for line in lines:
+        print(line, file=sys.stderr)
+    return lines
 
 
-def _parts(policy: Any) -> list[Any]:
-    """The trained policies within a policy."""
-    if not policy.parts:
-        return [policy]
-    return list({id(p): p for part in policy.parts for p in ([part] if part is policy else _parts(part))}.values())
+def _sources(folders: Sequence[Path], weights: Sequence[float], out: Path) -> dict[str, Any]:
+    paths = [os.path.relpath(folder, out) for folder in folders]
+    return {"checkpoint": paths[0], **({"parts": paths, "weights": list(weights)} if len(paths) > 1 else {})}
 
 
-def default_output(folder: Path, parts: int) -> Path:
-    run = folder.parent.parent if folder.parent.name == "checkpoints" else folder
-    return run / ("eval" if parts == 1 else "eval_mixture")
-
-
-def pick_device(name: str) -> torch.device:
-    """auto: CUDA where there is one."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"device={name}: give auto, cpu or cuda") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"device={name}, but torch sees no CUDA device: give device=cpu, or run `polyarm doctor`")
-    return device
-
-
-def policy_versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in ("polyarm", "torch", "numpy", "diffusers", "gymnasium"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def machine(device: torch.device) -> dict[str, Any]:
-    from polyarm.config import cpus
-
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [
-            line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")
-        ]
-        cpu = names[0] if names else cpu
-    return {"cpu": cpu, "cores": cpus(), "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None}
-
-
-def _stages(result: dict[str, Any]) -> str:
+def tell(result: dict[str, Any], out: Path) -> None:
+    low, high = result["interval"]
     shares = ", ".join(f"{name} {share:.2f}" for name, share in result.get("stages", {}).items())
-    return f"\nepisodes with at least n subtasks done: {shares}" if shares else ""
-
-
-def _running(done: list[Outcome], measure: str) -> str:
-    values = [o.success if measure == "success" else o.score for o in done]
-    return f"{measure} {np.mean(values):.2f}"
-
-
-def _require_versions(trained: Spec, world: Spec, allow: bool) -> None:
-    old, new = trained.versions.get("env"), world.versions.get("env")
-    if old and new and old != new and not allow:
-        raise UserError(
-            f"the demonstrations come from {old}, this world is {new}: collect and train again, "
-            "or give eval.allow_other_versions=true to judge it all the same"
-        )
+    report = out / "report.html"
+    print(
+        f"{result['measure']} {result[HEADLINE[result['measure']]]:.3f} on {seeds_said(result)}, "
+        f"{result['interval_kind']} interval {low:.3f} to {high:.3f}"
+        + (f"\nepisodes with at least n subtasks done: {shares}" if shares else "")
+        + (f"\nreport: {report}" if report.exists() else f"\nresult: {out / place.RESULT}"),
+        file=sys.stderr,
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +12,8 @@ from jaxtyping import Float
 from polyarm.spec import UserError, unknown
 
 MEASURES = ("success", "score")
+HEADLINE = {"success": "success_rate", "score": "score"}
+"""Which number of a summary each measure is headed by."""
 RESAMPLES = 10_000
 
 
@@ -56,6 +58,16 @@ def summary(outcomes: Sequence[Outcome], measure: str, level: float = 0.95, stag
         "seeds": seeds,
         "per_seed": [asdict(o) for o in outcomes],
     }
+
+
+def seeds_said(result: Mapping[str, Any]) -> str:
+    """What the seeds of a result may be called: fresh only if none is in the demonstrations, `demonstrated` of a result; None
+    there where that is not known."""
+    n, known = result["n"], result.get("demonstrated", [])
+    seeds = "seed" if n == 1 else "seeds"
+    if known is None:
+        return f"{n} {seeds} (whether they were demonstrated is not known)"
+    return f"{n} {seeds}, {len(known)} of them demonstrated" if known else f"{n} fresh {seeds}"
 
 
 def at_least(scores: Float[np.ndarray, "n"], stages: int) -> dict[str, float]:

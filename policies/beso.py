@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import wraps
 from typing import Any, NamedTuple
 
 import torch
@@ -84,6 +85,7 @@ class BesoPolicy(Plain, nn.Module):
             n_obs_steps=goal_steps + n_obs_steps,
             cond_dim=self.encoder.width,
         )
+        self.bodies = (self.body,)
         self.register_buffer("show", _shown(self.encoder.width, goal_channels), persistent=False)
 
     def start(self, b: int) -> State:
@@ -140,6 +142,7 @@ def _after_past(solver: Solver) -> Solver:
     """The solver, started with the executed actions in the chunk's first rows: in z = action + sigma * noise they have no
     noise, so in x they are shrunk by the cosine. Rows from before the episode began stay noise."""
 
+    @wraps(solver)
     def solve(denoise: Any, x: Tensor, angles: Tensor, cond: Cond, generator: Any = None) -> Tensor:
         if cond.past is not None:
             p = cond.past.shape[1]

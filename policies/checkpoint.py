@@ -34,7 +34,7 @@ from torch import Tensor
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from polyarm.config import SECTIONS, build, read_yaml, write_yaml
-from polyarm.policies.policy import Policy, require_policy
+from polyarm.policies.policy import Policy, require_limit, require_policy
 from polyarm.spec import Spec, UserError
 from polyarm.trust import require_trusted
 
@@ -88,6 +88,7 @@ def load(folder: Path, config: Any | None = None, device: str | torch.device = "
             raise
         raise UserError(f"{folder / 'config.yaml'} is not as it was saved, and no longer gives its policy: {e}") from e
     policy.load_state_dict(weights)
+    require_limit(policy)
     return policy.to(device).eval()
 
 

@@ -51,6 +51,7 @@ class DiffusionPolicy(Plain, nn.Module):
         self.body = body(
             action_dim=action_space.width, horizon=horizon, n_obs_steps=n_obs_steps, cond_dim=self.encoder.width
         )
+        self.bodies = (self.body,)
 
     def start(self, b: int) -> State:
         return ()

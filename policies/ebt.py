@@ -198,6 +198,7 @@ class EbtPolicy(Plain, nn.Module):
             action_dim=action_space.width, horizon=horizon, n_obs_steps=n_obs_steps,
             cond_dim=width if self.temporal is None else self.temporal.width,
         )  # fmt: skip
+        self.bodies = (self.body,)
 
     def start(self, b: int) -> State:
         return ()

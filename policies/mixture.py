@@ -18,7 +18,7 @@ from torch import Tensor
 
 from polyarm.policies.generate.compose import Weights, mix
 from polyarm.policies.generate.sample import Sampler
-from polyarm.policies.policy import GOAL, Obs, Plain, Policy, State, require_alike, union
+from polyarm.policies.policy import Obs, Plain, Policy, State, require_alike, seen_by, union
 from polyarm.spec import UserError
 
 
@@ -64,9 +64,7 @@ class Mixture(Plain):
         after: list[Tensor] = []
         at = 0
         for part, width in zip(self.parts, self._widths, strict=True):
-            own = {name: obs[name][:, -part.n_obs_steps :] for name in part.obs_space.names}
-            own |= {name: x for name, x in obs.items() if name.startswith(GOAL)}
-            cond, new = part.encode(own, state[at : at + width], generator)
+            cond, new = part.encode(seen_by(part, obs), state[at : at + width], generator)
             conds.append(cond)
             after += new
             at += width

@@ -84,6 +84,7 @@ class OneStepPolicy(Plain, nn.Module):
             action_dim=action_space.width, horizon=horizon, n_obs_steps=n_obs_steps,
             cond_dim=self.encoder.width + span_width,
         )  # fmt: skip
+        self.bodies = (self.body,)
         self._taught_by: tuple[Policy, ...] = ()  # in a tuple, for a module would be saved, averaged and trained
 
     def start(self, b: int) -> State:

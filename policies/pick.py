@@ -17,24 +17,26 @@ from torch import Tensor
 
 from polyarm.policies.generate.forms import Denoise, Noise, normal
 from polyarm.policies.generate.sample import Sampler
-from polyarm.policies.policy import GOAL, Obs, Plain, Policy, State, require_alike, union
+from polyarm.policies.policy import Obs, Plain, Policy, State, require_alike, seen_by, union
 from polyarm.spec import UserError
 
 
 @dataclass(frozen=True, eq=False)
 class Picking(Sampler):
-    """The inner sampler, run from `k` noises one after another; a row keeps its chunk of the lowest `energy(x, cond) -> [b]`.
-    The first start is the one the inner sampler would get, so that k = 1 is that sampler to the bit."""
+    """The sampler of `policy`, run from `k` noises one after another; a row keeps its chunk of the lowest
+    `energy(x, cond) -> [b]`. The first start is the one that the policy's sampler would get, so that k = 1 is that sampler to
+    the bit. It is shown the policy's own condition, as a solver may read it (past actions)."""
 
+    policy: Any = None
     energy: Callable[[Tensor, Any], Tensor] | None = None
     k: int = 1
 
-    def __call__(self, denoise: Denoise, x: Tensor, cond: Any, generator: Noise) -> Tensor:
+    def __call__(self, denoise: Denoise, x: Tensor, cond: tuple[Any, ...], generator: Noise) -> Tensor:
         assert self.energy is not None
-        best = super().__call__(denoise, x, cond, generator)
+        best = super().__call__(self.policy.denoise, x, cond[0], generator)
         lowest = self.energy(best, cond)
         for _ in range(self.k - 1):
-            other = super().__call__(denoise, normal(x, generator), cond, generator)
+            other = super().__call__(self.policy.denoise, normal(x, generator), cond[0], generator)
             energy = self.energy(other, cond)
             best = torch.where((energy < lowest)[:, None, None], other, best)
             lowest = torch.minimum(energy, lowest)
@@ -59,8 +61,9 @@ class Picked(Plain):
         self.action_space = policy.action_space
         self.n_obs_steps, self.n_action_steps = policy.n_obs_steps, policy.n_action_steps
         self.goal_steps = max(p.goal_steps for p in self.parts)
+        self.past_rows = max(p.past_rows for p in self.parts)
         s = policy.sampler
-        self.sampler: Sampler = Picking(s.solver, s.angles, s.limit, s.shrink, self.energy, k)
+        self.sampler: Sampler = Picking(s.solver, s.angles, s.limit, s.shrink, policy, self.energy, k)
         self._width = len(policy.start(1))
 
     def start(self, b: int) -> State:
@@ -70,8 +73,7 @@ class Picked(Plain):
         conds, after = [], ()
         states = (state[: self._width], state[self._width :])
         for part, own in zip(self.parts, states, strict=False):
-            seen = {n: x for n, x in obs.items() if n in part.obs_space.names or n.startswith(GOAL)}
-            cond, new = part.encode(seen, own, generator)
+            cond, new = part.encode(seen_by(part, obs), own, generator)
             conds.append(cond)
             after += new
         return tuple(conds), after

@@ -48,6 +48,7 @@ class Policy(Protocol):
     n_chunks: int  # consecutive chunks that training learns through, for a policy with memory
     reset_interval: int  # chunks after which training forgets, for a policy with memory
     parts: tuple[Policy, ...]  # the policies that it is made of
+    bodies: tuple[torch.nn.Module, ...]  # the networks whose calls are its network evaluations; (): it does not say
 
     @property
     def energy(self) -> Callable[..., Tensor] | None:
@@ -77,6 +78,7 @@ class Plain:
     reset_interval: int = 0
     energy: Any = None
     parts: tuple[Any, ...] = ()
+    bodies: tuple[torch.nn.Module, ...] = ()
 
     def prepare(self) -> None: ...
 
@@ -101,6 +103,43 @@ def require_policy(policy: Any) -> Any:
                 "policies.policy.Plain for what this policy does not do"
             )
     return policy
+
+
+def leaves(policy: Policy) -> list[Any]:
+    """The trained policies that a policy is made of, each once; itself where it is made of none."""
+    if not policy.parts:
+        return [policy]
+    return list({id(p): p for part in policy.parts for p in leaves(part)}.values())
+
+
+def device_of(policy: Policy) -> torch.device:
+    """Where a policy's weights lie; the CPU for one without any."""
+    weights = (p for leaf in leaves(policy) if isinstance(leaf, torch.nn.Module) for p in leaf.parameters())
+    return next((p.device for p in weights), torch.device("cpu"))
+
+
+def seen_by(part: Policy, obs: Obs) -> Obs:
+    """What a part is shown of what the whole is: its own streams, and as many rows of them, of goals and of past actions as
+    it takes."""
+    own = {name: obs[name][:, -part.n_obs_steps :] for name in part.obs_space.names}
+    if part.goal_steps:
+        goals = {GOAL + name for name in part.obs_space.names}
+        own |= {name: x[:, -part.goal_steps :] for name, x in obs.items() if name in goals}
+        own |= {name: x for name, x in obs.items() if name == f"{GOAL}given"}
+    if part.past_rows and ACTION in obs:
+        own[ACTION] = obs[ACTION][:, -part.past_rows :]
+    return own
+
+
+def require_limit(policy: Policy) -> None:
+    """Refuse a sampler that would cut actions which the demonstrations hold. (Scales that are older than their `reach` do
+    not tell.)"""
+    reach, bound = require_scale(policy.action_space).reach, policy.sampler.bound
+    if reach is not None and bound is not None and reach > bound * (1 + 1e-4):
+        raise UserError(
+            f"policy.sampler clips scaled actions at {bound:g}, the demonstrations' reach {reach:.3g} as they are scaled: give "
+            "policy.sampler.limit=null and a sampler that does not clip by itself, or train with task.action_scale=limits"
+        )
 
 
 LOSS = "loss"

@@ -69,6 +69,7 @@ class SeedPolicy(Plain, nn.Module):
         )  # fmt: skip
         self.memory = memory(width=token_width).requires_grad_(not frozen)
         self.body = body(action_dim=action_space.width, horizon=horizon, n_obs_steps=n_obs_steps, cond_dim=token_width)
+        self.bodies = (self.body,)
 
     def start(self, b: int) -> State:
         first = self.memory.start(b)

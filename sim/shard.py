@@ -13,9 +13,13 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
+from polyarm.sim.world import Goaled, build_world, spec_of
+from polyarm.spec import UserError
+
 
 class Batch(NamedTuple):
-    """What all rows of a shard show: obs {stream: [b ...]}, the rest [b]; info {key: [b]}. The next call overwrites it."""
+    """What all rows of a shard show: obs {stream: [b ...]}, the rest [b]; info {key: [b]} of `stack`. The next call overwrites
+    the observations and flags."""
 
     obs: dict[str, np.ndarray]
     reward: np.ndarray
@@ -24,10 +28,32 @@ class Batch(NamedTuple):
     info: dict[str, np.ndarray]
 
 
+def stack(rows: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """{key: [b]} of the rows' infos. Where a row does not name a key it is False for a truth and NaN for a number; the type is
+    the one that holds all rows."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {
+        name: fill([np.atleast_1d(row[name]) if name in row else None for row in rows], [1] * len(rows))
+        for name in names
+    }
+
+
+def fill(parts: Sequence[np.ndarray | None], counts: Sequence[int]) -> np.ndarray:
+    """`parts` [n] end to end; one that is missing is so many times False, or NaN among numbers."""
+    truths = all(part is None or part.dtype == bool for part in parts)
+    absent = False if truths else np.nan
+    return np.concatenate([np.full(n, absent) if part is None else part for part, n in zip(parts, counts, strict=True)])
+
+
+def _scalar(value: Any) -> bool:
+    """A truth or a real number, whichever library made it."""
+    return np.ndim(value) == 0 and np.asarray(value).dtype.kind in "biuf"
+
+
 class Shard:
     """`count` environments; `first` is the row of the first one, for messages.
 
-    A finished row is frozen until its reset: it keeps its last observation and flags, its reward is 0.
+    A finished row is frozen until its reset: it keeps its last observation, flags and info, its reward is 0.
     """
 
     def __init__(self, spec: EnvSpec, kwargs: dict[str, Any], first: int, count: int) -> None:
@@ -35,19 +61,24 @@ class Shard:
         self.envs: list[gym.Env] = []
         for i in range(count):
             with self._row(i):
-                self.envs.append(gym.make(spec, **kwargs))
+                self.envs.append(build_world(spec, kwargs))
         streams = self.envs[0].observation_space
         self.obs = {name: np.zeros((count, *s.shape), s.dtype) for name, s in streams.spaces.items()}  # type: ignore[attr-defined]
         self.reward = np.zeros(count)
         self.terminated, self.truncated = np.ones(count, bool), np.zeros(count, bool)
-        self.info: dict[str, np.ndarray] = {"is_success": np.zeros(count, bool)}
+        self.info: list[dict[str, Any]] = [{} for _ in range(count)]
+        """Of each row, the numbers and truths of its last step, and nothing from before."""
 
     def about(self) -> dict[str, Any]:
         """What the vector environment says of itself."""
         env = self.envs[0]
         about = {"obs": env.observation_space, "action": env.action_space, "metadata": env.metadata}
         world = env.unwrapped
-        return about | {"world_spec": getattr(world, "world_spec", None), "stages": getattr(world, "stages", ())}
+        return about | {
+            "world_spec": spec_of(env, env.spec.id if env.spec else type(world).__name__),
+            "stages": getattr(world, "stages", ()),
+            "goal": isinstance(world, Goaled),
+        }
 
     def reset(self, mask: np.ndarray, seeds: Sequence[int | None], options: dict[str, Any] | None) -> Batch:
         """Resets the rows where `mask` [b]."""
@@ -82,14 +113,19 @@ class Shard:
             env.close()
 
     def _keep(self, i: int, obs: dict[str, np.ndarray], info: dict[str, Any]) -> None:
-        for name, value in obs.items():
-            self.obs[name][i] = value
-        for name, value in info.items():
-            if isinstance(value, bool | int | float | np.number | np.bool_):
-                self.info.setdefault(name, np.zeros(len(self.envs), type(value)))[i] = value
+        for name, kept in self.obs.items():
+            if name not in obs or np.shape(obs[name]) != kept.shape[1:]:
+                given = np.shape(obs[name]) if name in obs else f"only {', '.join(obs)}"
+                raise UserError(
+                    f"environment {self.first + i} was to show the stream {name!r} as {kept.shape[1:]}, it gave {given}: correct "
+                    "the world, or its observation_space"
+                )
+            kept[i] = obs[name]
+        self.info[i] = {name: np.asarray(value)[()] for name, value in info.items() if _scalar(value)}
+        self.info[i]["is_success"] = bool(self.info[i].get("is_success", False))
 
     def _batch(self) -> Batch:
-        return Batch(self.obs, self.reward, self.terminated, self.truncated, self.info)
+        return Batch(self.obs, self.reward, self.terminated, self.truncated, stack(self.info))
 
     @contextmanager
     def _row(self, i: int) -> Iterator[None]:

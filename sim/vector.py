@@ -7,13 +7,15 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from multiprocessing import Pipe
+from pickle import PicklingError
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from polyarm.sim.shard import Batch, Shard
+from polyarm.sim.shard import Batch, Shard, fill
 from polyarm.sim.world import find
 from polyarm.spec import Spec, UserError
 
@@ -78,6 +80,12 @@ class _Worker:
             self._pipe.send((method, args))
         except OSError as error:
             raise self._died() from error
+        except (PicklingError, AttributeError, TypeError) as error:
+            self.close()
+            raise UserError(
+                f"this world cannot be sent to a worker process ({error}): give eval.workers=0, or register it by the name "
+                "'module:Class'"
+            ) from error
 
     def finish(self) -> Any:
         try:
@@ -107,20 +115,22 @@ class _Worker:
 class ShardedVectorEnv(VectorEnv):
     """`n_envs` copies of a world, shared between `n_workers` processes (0: all in this one).
 
-    Nothing resets by itself: a finished row is frozen (last observation, reward 0, flags and `info["is_success"]` kept)
-    until `reset(options={"reset_mask": mask})`. Observations are dicts of arrays [n ...], info a dict of arrays [n].
+    Nothing resets by itself: a finished row is frozen (last observation, reward 0, flags and info kept) until
+    `reset(options={"reset_mask": mask})`. Observations are dicts of arrays [n ...], info a dict of arrays [n]: of a row that
+    does not name a key at its last step False or NaN; a key that no row names is not there; `is_success` always is.
     An exception of an environment is raised here with its row in the message.
     """
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.DISABLED}  # noqa: RUF012  as gymnasium declares it
 
-    def __init__(self, env_id: str, kwargs: dict[str, Any], n_envs: int, n_workers: int) -> None:
+    def __init__(self, env_id: Any, kwargs: dict[str, Any], n_envs: int, n_workers: int) -> None:
         self.closed = True  # until there is something to close
         if n_envs < 1 or n_workers < 0:
             raise UserError(
                 f"{n_envs} environments on {n_workers} workers: ask for at least 1 environment and 0 workers"
             )
-        self.num_envs, self.spec = n_envs, find(env_id)
+        self.num_envs = n_envs
+        self.spec: EnvSpec = find(env_id)
         kind = _Worker if n_workers else _Here
         parts = np.array_split(np.arange(n_envs), min(max(n_workers, 1), n_envs))
         self._rows: list[_Rows] = []
@@ -132,7 +142,7 @@ class ShardedVectorEnv(VectorEnv):
         except BaseException:
             self.close()
             raise
-        self._world_spec, self._stages = about["world_spec"], tuple(about["stages"])
+        self._world_spec, self._stages, self._goal = about["world_spec"], tuple(about["stages"]), about["goal"]
         self.metadata = about["metadata"] | self.metadata
         self.single_observation_space, self.single_action_space = about["obs"], about["action"]
         self.observation_space = batch_space(about["obs"], n_envs)
@@ -147,6 +157,15 @@ class ShardedVectorEnv(VectorEnv):
     def stages(self) -> tuple[str, ...]:
         """The subtasks whose share done is the reward; empty for a world that names none."""
         return self._stages
+
+    @property
+    def replays(self) -> bool:
+        """Whether the same seed and actions give the same episode again, as `sim.world.Simulated` promises."""
+        return not self.spec.nondeterministic
+
+    def goals(self, rows: Sequence[int]) -> list[dict[str, np.ndarray]] | None:
+        """What is to be seen at the end of each of these rows; None for a world that names no goal."""
+        return self.call_rows("goal", rows) if self._goal else None
 
     def reset(self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None):
         """Resets the rows of `options["reset_mask"]` [n] (default: all); other options go to each environment.
@@ -220,6 +239,7 @@ class ShardedVectorEnv(VectorEnv):
 
 def _join(batches: list[Batch]) -> Batch:
     obs = {name: np.concatenate([b.obs[name] for b in batches]) for name in batches[0].obs}
-    info = {name: np.concatenate([b.info[name] for b in batches]) for name in batches[0].info}
+    counts, names = [len(b.reward) for b in batches], dict.fromkeys(name for b in batches for name in b.info)
+    info = {name: fill([b.info.get(name) for b in batches], counts) for name in names}
     reward, terminated, truncated = (np.concatenate([b[i] for b in batches]) for i in (1, 2, 3))
     return Batch(obs, reward, terminated, truncated, info)

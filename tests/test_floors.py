@@ -48,11 +48,11 @@ def modules():
     for folder in FOLDERS:
         for file in sorted((REPO / folder).rglob("*.py")):
             yield ".".join(file.relative_to(REPO).with_suffix("").parts).removesuffix(".__init__"), file
-    for file in sorted((REPO / "src" / "polyarm").glob("*.py")):
-        if file.stem != "__init__":
-            yield file.stem, file
-    for file in sorted((REPO / "src" / "polyarm" / "commands").glob("*.py")):
-        yield f"commands.{file.stem}".removesuffix(".__init__"), file
+    ours = REPO / "src" / "polyarm"
+    packages = [p for p in ours.iterdir() if p.is_dir() and not p.is_symlink() and (p / "__init__.py").exists()]
+    for file in sorted([*ours.glob("*.py"), *(f for p in packages for f in p.rglob("*.py"))]):
+        if file != ours / "__init__.py":
+            yield ".".join(file.relative_to(ours).with_suffix("").parts).removesuffix(".__init__"), file
 
 
 def room(name: str) -> str | None:

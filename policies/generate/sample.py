@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from inspect import signature
 from itertools import pairwise
 from typing import Any
 
@@ -44,6 +45,13 @@ class Sampler:
         if self.shrink:
             x = (x * self.angles[0].to(x.device).sin()).to(x)
         return self.solver(denoise, x, self.angles, cond, generator)
+
+    @property
+    def bound(self) -> float | None:
+        """The least that clean actions are clipped at, by `limit` or by a solver that clips itself; None: nowhere."""
+        own = signature(self.solver).parameters.get("limit")
+        limits = (self.limit, None if own is None else own.default)
+        return min((float(x) for x in limits if x is not None), default=None)
 
 
 def euler(denoise: Denoise, x: Tensor, angles: Tensor, cond: Any = None, generator: Noise | None = None) -> Tensor:

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 import gymnasium as gym
-import mujoco
 import numpy as np
 from gymnasium import spaces
 from jaxtyping import Float
 
+from polyarm.sim.mujoco import mujoco
 from polyarm.sim.mujoco.render import picture
 from polyarm.sim.world import choose, command, observation_space
 from polyarm.spec import ActionSpace, ObsSpace, Spec, Stream, UserError

@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
+import warnings
 from functools import cache
 from typing import Any
 
@@ -42,10 +43,13 @@ def _canvas(model: mujoco.MjModel, height: int, width: int) -> _Canvas:
 
 def _backend() -> Any:
     headless = sys.platform == "linux" and not os.environ.get("DISPLAY") and not os.environ.get("WAYLAND_DISPLAY")
-    if headless:
-        os.environ.setdefault("MUJOCO_GL", "egl")
-    if os.environ.get("MUJOCO_GL") == "egl":
+    if headless and not os.environ.get("MUJOCO_GL"):
+        os.environ["MUJOCO_GL"] = "egl"
+    name = os.environ.get("MUJOCO_GL", "").lower().strip()
+    if name == "egl":
         from mujoco.egl import GLContext
+    elif name == "osmesa":
+        from mujoco.osmesa import GLContext
     else:
         from mujoco.gl_context import GLContext
     return GLContext
@@ -61,15 +65,17 @@ class _Canvas:
                 f"a picture of {height} x {width} is larger than {most[0]} x {most[1]}: ask for a smaller one"
             )
         try:
-            self._context = _backend()(width, height)
-            self._context.make_current()
-            self._mjr = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
+            with warnings.catch_warnings(action="ignore"):  # glfw warns beside failing
+                self._context = _backend()(width, height)
+                self._context.make_current()
+                self._mjr = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
         except (
             Exception
         ) as error:  # each backend fails in its own way: ImportError, AttributeError, FatalError, EGLError
+            why = " ".join(str(error).split())[:160].rstrip(". ")
             raise UserError(
-                f"no picture can be drawn, OpenGL (MUJOCO_GL={os.environ.get('MUJOCO_GL', 'unset')}) failed with "
-                f"{type(error).__name__}: install libegl1 and set MUJOCO_GL=egl, or libosmesa6 and MUJOCO_GL=osmesa, "
+                f"no picture can be drawn, OpenGL (MUJOCO_GL={os.environ.get('MUJOCO_GL') or 'unset'}) failed with "
+                f"{type(error).__name__} ({why}): install libegl1 and set MUJOCO_GL=egl, or libosmesa6 and MUJOCO_GL=osmesa, "
                 "or use the state streams alone"
             ) from error
         atexit.register(self._context.free)

@@ -188,7 +188,8 @@ def _world(env_id: str, env_kwargs: Mapping[str, Any]) -> Any:
     import polyarm.sim  # noqa: F401  registers the worlds
     from polyarm.sim.world import make_world
 
-    module, _, name = env_id.rpartition(":")  # gymnasium's way to name the module that registers a world
+    # gymnasium's way to name the module that registers a world
+    module, _, name = env_id.rpartition(":") if isinstance(env_id, str) else ("", "", env_id)
     if module:
         importlib.import_module(module)
     return make_world(name, env_kwargs)
@@ -203,9 +204,11 @@ def _expert(dotted: str) -> Any:
 
 def _world_spec(env_id: str, env_kwargs: Mapping[str, Any], expert: str) -> Spec:
     _expert(expert)
+    from polyarm.sim.world import spec_of
+
     env = _world(env_id, env_kwargs)
     try:
-        return env.unwrapped.world_spec
+        return spec_of(env, env_id)
     finally:
         env.close()
 

@@ -24,7 +24,7 @@ from polyarm.datasets.scale import fit_spec
 from polyarm.datasets.windows import Items, Loader, Windows, split_episodes
 from polyarm.learner import Learner
 from polyarm.policies import checkpoint
-from polyarm.policies.policy import Policy, require_policy
+from polyarm.policies.policy import Policy, require_limit, require_policy
 from polyarm.resume import data_card, same_split
 from polyarm.spec import Spec, UserError, require_actions, require_obs
 from polyarm.task import open_demos
@@ -97,9 +97,9 @@ def prepare(config: DictConfig, accelerator: Any = None, start: Path | None = No
         train, val = split_episodes(n, config.data.val_ratio, config.data.seed, config.data.max_train_episodes)
         card = data_card(demos.episode_ends, train, val)
     spec = _fit_scales(demos, config, train) if start is None else _saved_spec(start, demos, config)
-    _require_limit(config)
     torch.manual_seed(t.seed)
     policy = require_policy(build(config.policy, spec))
+    require_limit(policy)
     policy.prepare()  # a student loads its teacher
     if accelerator.process_index:  # built alike, then each process has dropout of its own
         torch.manual_seed(t.seed * 1_000_003 + accelerator.process_index)
@@ -189,11 +189,3 @@ def _pad_after(config: DictConfig, policy: Policy) -> int:
     if not isinstance(wanted, int) or not 0 <= wanted < policy.action_space.horizon:
         raise UserError(f"data.pad_after={wanted}: give all, or 0 to {policy.action_space.horizon - 1} rows")
     return wanted
-
-
-def _require_limit(config: DictConfig) -> None:
-    if config.task.action_scale == "gaussian" and config.policy.sampler.limit is not None:
-        raise UserError(
-            f"policy.sampler.limit={config.policy.sampler.limit} would cut actions scaled by their spread "
-            "(task.action_scale=gaussian): give policy.sampler.limit=null, or task.action_scale=limits"
-        )

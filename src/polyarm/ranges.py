@@ -220,6 +220,7 @@ RANGES: dict[str, Rule] = {
     "task.demos.path": text("where the demonstrations are, such as data/mine.zarr"),
     "task.demos.fields": any_of(mapping("{stream: {key: ...}}"), NULL),
     "task.measure": words("success", "score"),
+    "task.success": words("ever", "last"),
     "task.obs_scale": SCALE,
     "task.action_scale": SCALE,
     "task.scales": any_of(mapping("{stream: limits, gaussian or identity}"), NULL),

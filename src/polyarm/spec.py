@@ -72,6 +72,8 @@ class Scale:
 
     gain: tuple[float, ...]
     offset: tuple[float, ...]
+    reach: float | None = field(default=None, compare=False)
+    """The largest absolute value that this map gives the demonstrations it was fitted on; None: not known."""
 
     def __post_init__(self) -> None:
         if len(self.gain) != len(self.offset):
@@ -321,6 +323,8 @@ class Spec:
         for part, scale in zip([data["action"], *data["obs"]["streams"]], scales, strict=True):
             if scale is not None:
                 part["scale"]["hash"] = scale.hash
+                if scale.reach is None:  # younger than the schema
+                    del part["scale"]["reach"]
         for name in ("rotations", "relative"):  # younger than the schema: written only where they say something
             if not data["action"][name]:
                 del data["action"][name]
@@ -340,7 +344,7 @@ class Spec:
 def _space(data: Mapping[str, Any], where: str) -> dict[str, Any]:
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
     if data.get("scale") is not None:
-        scale = Scale(tuple(data["scale"]["gain"]), tuple(data["scale"]["offset"]))
+        scale = Scale(tuple(data["scale"]["gain"]), tuple(data["scale"]["offset"]), data["scale"].get("reach"))
         if scale.hash != data["scale"].get("hash"):
             raise UserError(
                 f"the scale of {where} does not match its hash: the file was edited; restore it or train again"

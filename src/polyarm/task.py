@@ -78,16 +78,18 @@ def _variable(task: str) -> str | None:
 
 
 def world_kwargs(task: DictConfig) -> dict[str, Any]:
+    if not isinstance(task.env_kwargs, DictConfig):
+        raise UserError(f"task.env_kwargs={task.env_kwargs}: give the world's settings by name, or {{}} for none")
     return dict(OmegaConf.to_container(task.env_kwargs))
 
 
 def world_spec(task: DictConfig) -> Spec:
     """What the world's numbers mean."""
-    from polyarm.sim.world import make_world
+    from polyarm.sim.world import make_world, spec_of
 
     world = make_world(task.env_id, world_kwargs(task))
     try:
-        return world.unwrapped.world_spec
+        return spec_of(world, task.env_id)
     finally:
         world.close()
 

@@ -261,16 +261,16 @@ class _Rollouts:
         self.worlds = make_worlds(config, min(self.episodes, config.eval.n_envs))
 
     def run(self, policy: Policy) -> dict[str, Any]:
-        from polyarm.eval.rollout import rollout
-        from polyarm.eval.score import summary
+        from polyarm.eval.judge import judge, terms
+        from polyarm.policies.pick import Picked
 
-        first, device = self.config.eval.seed + self.SEEDS, next(policy.parameters()).device  # type: ignore[attr-defined]
-        seeds = list(range(first, first + self.episodes))
-        played = rollout(
-            policy, self.worlds, seeds, self.config.eval.n_action_steps, device, goals=self.config.eval.goals
-        )
-        found = summary([e.outcome for e in played], self.config.task.measure)
-        return {name: found[name] for name in ("success_rate", "score", "interval", "n") if name in found}
+        device = next(policy.parameters()).device  # type: ignore[attr-defined]
+        if self.config.eval.pick > 1:
+            policy = Picked(policy, policy, self.config.eval.pick)
+        first = self.config.eval.seed + self.SEEDS
+        seeds = range(first, first + self.episodes)
+        _, found = judge(policy, self.worlds, seeds, **terms(self.config), device=device)
+        return {name: found[name] for name in ("success_rate", "score", "interval", "n")}
 
     def close(self) -> None:
         self.worlds.close()

@@ -1,8 +1,11 @@
 """The agent and the rollout loop, on a policy that says what it saw.
 
 Mutations that turn it red: start the executed rows at To instead of To - 1; share one generator between rows; repeat the
-newest instead of the first observation at the start; keep a finished row's state.
+newest instead of the first observation at the start; keep a finished row's state; draw an idle row's noise from its own
+generator; take every row's new energy when one plans; count the last step's success alone.
 """
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +16,9 @@ from polyarm.eval.rollout import rollout
 from polyarm.policies.generate.angle import linear_flow
 from polyarm.policies.generate.sample import Sampler, euler
 from polyarm.policies.policy import Plain
+from polyarm.sim.vector import ShardedVectorEnv
 from polyarm.spec import ActionSpace, ObsSpace, Scale, Stream, UserError
+from tests import odd_worlds  # noqa: F401  registers them
 
 
 class Teller(Plain):
@@ -94,6 +99,17 @@ def test_noise_belongs_to_the_episode_not_to_its_place():
     other = Agent(Teller(noise=1.0), 1)
     other.restart(np.array([True]), [78])
     assert float(other.act(obs(0))[0, 0]) != float(crowd._chunk[1, 0, 0])
+
+
+def test_a_row_that_does_not_plan_draws_no_noise():
+    """Row 0 acts as it would alone, whenever its neighbour begins an episode and plans."""
+    alone, pair = Agent(Teller(noise=1.0), 1), Agent(Teller(noise=1.0), 2)
+    alone.restart(np.array([True]), [5])
+    pair.restart(np.array([True, True]), [5, 6])
+    for t in range(10):
+        if t in (1, 3, 6):  # in the middle of row 0's chunks
+            pair.restart(np.array([False, True]), [None, 7 + t])
+        assert alone.act(obs(t))[0] == pair.act(obs(t, t))[0]
 
 
 def test_more_rows_than_the_chunk_has_are_refused():
@@ -177,6 +193,67 @@ def test_the_energy_of_the_executed_chunk_stays_until_the_next():
     for t in range(5):
         agent.act(obs(t, 10 + t))
         np.testing.assert_allclose(agent.energy, [4 * (t // 4), 10 + 4 * (t // 4)])
+
+
+def test_a_neighbours_plan_leaves_the_energy_of_the_chunk_that_is_executed():
+    class Feels(Teller):
+        def energy(self, x, cond):
+            return cond[0]
+
+    agent = Agent(Feels(), 2)
+    agent.restart(np.array([True, True]), [0, 1])
+    agent.act(obs(1, 2))
+    agent.restart(np.array([False, True]), [None, 3])
+    agent.act(obs(7, 8))  # only row 1 plans
+    np.testing.assert_allclose(agent.energy, [1, 8])
+    for t in range(3):
+        agent.act(obs(20 + t, 30))  # row 0 plans at its fifth step
+    np.testing.assert_allclose(agent.energy, [22, 8])
+
+
+@pytest.mark.parametrize(("rule", "won"), [("ever", True), ("last", False)])
+def test_a_success_that_passes_counts_as_the_task_says(rule, won):
+    """test/Passing-v0 succeeds at its second step of three and loses it; test/Odd-v0 says so with its last step alone."""
+    passing, odd = ShardedVectorEnv("test/Passing-v0", {}, 2, 0), ShardedVectorEnv("test/Odd-v0", {}, 2, 0)
+    policy = Still(passing.world_spec)
+    assert [p.outcome.success for p in rollout(policy, passing, [0, 1, 2], success=rule)] == [won] * 3
+    assert [p.outcome.success for p in rollout(policy, odd, [0, 1, 2, 3], success=rule)] == [True, False, True, False]
+    with pytest.raises(UserError, match="unknown rule of task.success 'evr': did you mean 'ever'"):
+        rollout(policy, passing, [0], success="evr")
+
+
+class Still(Teller):
+    """Does nothing, in a world of this spec."""
+
+    n_obs_steps, n_action_steps = 1, 2
+
+    def __init__(self, spec):
+        super().__init__()
+        one = Scale.identity(2)
+        self.obs_space = replace(spec.obs, streams=tuple(replace(s, scale=one) for s in spec.obs.streams))
+        self.action_space = replace(spec.action, horizon=4, scale=one)
+
+    def encode(self, obs, state, generator=None):
+        return None, state
+
+    def denoise(self, x, phi, cond):
+        return 0 * x
+
+
+def test_worlds_that_name_no_goal_say_so_and_an_error_of_theirs_stays_one():
+    """An AttributeError inside a world's goal() is no missing goal. Mutation: catch it."""
+    policy = Teller()
+    policy.goal_steps = 1
+    with pytest.raises(UserError, match="this world names no goal to show the policy: give eval.goals=false"):
+        rollout(policy, Counter(1), [0])
+    rollout(policy, Counter(1), [0], goals=False)
+
+    class Broken(Counter):
+        def goals(self, rows):
+            return self.no_such_thing
+
+    with pytest.raises(AttributeError, match="no_such_thing"):
+        rollout(policy, Broken(1), [0])
 
 
 def test_a_goal_that_does_not_fit_is_refused():

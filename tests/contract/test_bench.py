@@ -1,14 +1,19 @@
 """A bench trains its entries with one budget, judges all points on the same seeds, and does nothing twice.
 
-Mutations that turn it red: train again what is there; judge an entry on other seeds; leave the mixtures out.
+Mutations that turn it red: train again what is there; judge an entry on other seeds; leave the mixtures out; write results
+without holding the folder.
 """
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from polyarm.bench import _points, bench, table
+from polyarm.bench import bench, table
+from polyarm.bench.plan import points
+from polyarm.bench.results import read, write
 from polyarm.spec import UserError
 
 
@@ -60,6 +65,19 @@ def test_what_a_bench_refuses(tmp_path, name, words, message):
 def test_entries_that_share_a_name_are_points_of_their_own():
     two, four = (
         point for entry, x in (("stacked_2", 2), ("stacked_4", 4))
-        for point in _points("recall", entry, {"group": "frames stacked", "x": x, "settings": []}, Path("out"))
+        for point in points("recall", entry, {"group": "frames stacked", "x": x, "settings": []}, Path("out"))
     )  # fmt: skip
     assert two.name == four.name == "frames stacked" and two.key != four.key and (two.x, four.x) == (2, 4)
+
+
+def test_benches_that_write_at_once_lose_no_row(tmp_path):
+    """Four processes, each adding its rows one by one to the same results.json."""
+    code = (
+        "import sys; from pathlib import Path; from polyarm.bench.results import write\n"
+        "for i in range(25): write(Path(sys.argv[1]), {f'{sys.argv[2]} {i}': {'key': f'{sys.argv[2]} {i}'}})"
+    )
+    running = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(k)]) for k in range(4)]
+    assert [p.wait() for p in running] == [0] * 4
+    assert set(read(tmp_path)) == {f"{k} {i}" for k in range(4) for i in range(25)}
+    write(tmp_path, {"0 0": {"key": "0 0", "n": 1}})
+    assert len(read(tmp_path)) == 100 and read(tmp_path)["0 0"]["n"] == 1

@@ -1,15 +1,18 @@
 """Composition as a policy: the closed forms of "Compose Your Policies!" (GPC) and the checks of `Mixture`.
 
 Mutations that turn it red: mix the parts' conditions in another order; clip each part; take the first part's sampler
-whatever the weights; compare scales by their hash alone and name no channel.
+whatever the weights; compare scales by their hash alone and name no channel; execute the largest of the parts' Ta; show
+each part the goals of the longest.
 """
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from polyarm.config import build, compose
+from polyarm.eval.agent import Agent
 from polyarm.policies.generate.angle import linear_flow, wide
 from polyarm.policies.generate.sample import Sampler, euler
 from polyarm.policies.mixture import Mixture
@@ -153,3 +156,30 @@ def test_chunks_of_another_time_are_refused(words):
 def test_weights_that_do_not_fit_are_refused(weights):
     with pytest.raises(UserError, match="weight"):
         Mixture([policy("flow", 1), policy("flow", 2)], weights)
+
+
+def test_the_mixture_executes_no_more_rows_than_its_most_careful_part():
+    parts = [policy("flow", 1, ACTION, f"policy.n_action_steps={ta}") for ta in (8, 3, 5)]
+    assert Mixture(parts, (0.4, 0.3, 0.3)).n_action_steps == 3
+    assert Agent(Mixture(parts, (0.4, 0.3, 0.3)), 1).n_action_steps == 3
+
+
+def test_every_part_is_shown_as_much_as_it_takes():
+    """Of streams, observation steps and goals; a part without goals sees none."""
+    shown = {}
+
+    class Sees(Gauss):
+        def encode(self, obs, state, generator=None):
+            shown[self.name] = {name: tuple(x.shape) for name, x in obs.items()}
+            return None, state
+
+    parts = [Sees("one", 0.0, 0.1), Sees("two", 0.0, 0.1), Sees("none", 0.0, 0.1)]
+    for part, goals in zip(parts, (1, 2, 0), strict=True):
+        part.goal_steps = goals
+    mixed = Mixture(parts, (0.4, 0.3, 0.3))
+    agent = Agent(mixed, 5)
+    agent.restart(np.ones(5, bool), list(range(5)), [{"s": np.zeros(3)}] * 5)
+    agent.act({"s": np.zeros((5, 3), np.float32)})
+    assert shown == {
+        "one": {"s": (5, 2, 3), "goal.s": (5, 1, 3)}, "two": {"s": (5, 2, 3), "goal.s": (5, 2, 3)}, "none": {"s": (5, 2, 3)},
+    }  # fmt: skip

@@ -1,6 +1,7 @@
 """Best of k by energy.
 
-Mutations that turn it red: keep the chunk of the highest energy; choose for the whole batch; start all k from one noise.
+Mutations that turn it red: keep the chunk of the highest energy; choose for the whole batch; start all k from one noise;
+past actions not shown to the policy, or its solver shown the pair of conditions.
 """
 
 import pytest
@@ -10,7 +11,7 @@ from polyarm.policies.mixture import Mixture
 from polyarm.policies.pick import Picked
 from polyarm.policies.policy import plan
 from polyarm.spec import UserError
-from tests.property.test_mixture import policy
+from tests.property.test_mixture import ACTION, policy
 
 
 def planned(p, seed=0, b=6):
@@ -56,3 +57,22 @@ def test_what_has_no_energy_cannot_judge():
         Picked(policy("diffusion", 1), policy("flow", 2), 4)
     with pytest.raises(UserError, match="pick=0: give the number of chunks"):
         Picked(policy("flow", 1), policy("ebt", 2), 0)
+
+
+def test_a_policy_that_starts_from_its_past_actions_is_picked_from():
+    """BESO as published executes one action a chunk and is shown those before: k = 1 is that policy to the bit, and the past
+    still matters."""
+    one = ("policy.horizon=3", "policy.n_obs_steps=3", "policy.n_action_steps=1")
+    beso, ebt = policy("beso", 1, ACTION, *one), policy("ebt", 2, ACTION, *one)
+    beso.goal_steps = 0
+    obs = {"s": torch.linspace(-1, 1, 54).view(6, 3, 3), "action": torch.linspace(-0.2, 0.2, 24).view(6, 2, 2)}
+
+    def act(p, **more):
+        with torch.no_grad():
+            return plan(p, obs | more, p.start(6), torch.Generator().manual_seed(0)).action
+
+    picked = Picked(beso, ebt, 1)
+    assert picked.past_rows == beso.past_rows == 2
+    assert torch.equal(act(picked), act(beso))
+    assert not torch.equal(act(picked), act(picked, action=obs["action"] + 0.1))
+    assert not torch.equal(act(Picked(beso, ebt, 4)), act(beso))

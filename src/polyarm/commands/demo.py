@@ -25,7 +25,6 @@ def demo(overrides: Sequence[str], again: str = "the same command") -> dict[str,
     with waiting("loading the simulator", "hydra", "mujoco"):
         from polyarm.collect import collect_task
         from polyarm.config import compose
-        from polyarm.grammar import setting
 
     given = [word.partition("=")[0] for word in overrides]
     config = compose([*overrides] if "experiment" in given else ["experiment=demo", *overrides])
@@ -46,7 +45,7 @@ def demo(overrides: Sequence[str], again: str = "the same command") -> dict[str,
         from polyarm.eval.run import evaluate
 
         mine = [word for word in overrides if word.startswith("eval.")]
-        return evaluate([trained], [*mine, setting("output_dir", out)], seconds=seconds)
+        return evaluate([trained], mine, seconds=seconds, prefer=out)
 
 
 @contextmanager

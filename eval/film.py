@@ -1,0 +1,60 @@
+"""Clips of episodes that were played: the recorded actions, played again with rendering."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from omegaconf import DictConfig
+
+from polyarm.eval.rollout import Played, solved
+from polyarm.eval.video import write_mp4
+from polyarm.progress import Bar
+from polyarm.spec import UserError
+from polyarm.task import world_kwargs
+
+
+def choose(played: Sequence[Played], videos: int) -> list[Played]:
+    """Episodes worth seeing: up to half of them failures (or the lowest scores), the rest successes, in seed order."""
+    ranked = sorted(played, key=lambda p: (p.outcome.success, p.outcome.score))
+    failures = [p for p in ranked if not p.outcome.success][: max(1, videos // 2)]
+    rest = [p for p in played if p not in failures]
+    return [*failures, *rest[: max(0, videos - len(failures))]][:videos]
+
+
+def film(
+    config: DictConfig, played: Sequence[Played], folder: Path, success: str = "ever"
+) -> Iterator[tuple[Path, str]]:
+    """(mp4, caption) of each episode, as they are made. Only for worlds that promise the same episode from the same seed and
+    actions (`sim.world.Simulated`); raises `UserError` for one that breaks it."""
+    from polyarm.sim.world import make_world
+
+    steps = sum(p.outcome.steps for p in played)
+    with Bar("film", steps) as bar:
+        done = 0
+        for p in played:
+            world = make_world(config.task.env_id, world_kwargs(config.task))
+            try:
+                world.reset(seed=p.outcome.seed)
+                frames, won = [world.render()], False
+                for action in p.actions:
+                    info = world.step(action)[4]
+                    won = solved(won, bool(info.get("is_success", False)), success)
+                    frames.append(world.render())
+                    done += 1
+                    bar.at(done, f"seed {p.outcome.seed}")
+                rate = world.unwrapped.world_spec.action.rate_hz
+            finally:
+                world.close()
+            if won != p.outcome.success:
+                raise UserError(
+                    f"seed {p.outcome.seed} of {config.task.env_id}, played again with the same actions, ended otherwise: register a "
+                    "world that is not deterministic with nondeterministic=True"
+                )
+            path = folder / f"seed_{p.outcome.seed}.mp4"
+            write_mp4(path, frames, rate)
+            verdict = "success" if won else "failure"
+            yield (
+                path,
+                f"seed {p.outcome.seed}: {verdict} after {p.outcome.steps} steps, best score {p.outcome.score:.2f}",
+            )
