@@ -54,7 +54,7 @@ def test_a_bench_from_nothing_and_again(tmp_path, capsys):
         ("policies", ["only=[flw]"], "unknown entry of this bench 'flw': did you mean 'flow'"),
         ("policies", ["tasks=[pick]"], "unknown task of this bench 'pick'"),
         ("policies", ["corseconds=3"], "unknown setting 'corseconds': did you mean 'core_seconds'"),
-        ("policies", ["core_seconds=0"], "core_seconds=0: give a positive number"),
+        ("policies", ["core_seconds=0"], "core_seconds=0: give a number above 0"),
     ],
 )
 def test_what_a_bench_refuses(tmp_path, name, words, message):
