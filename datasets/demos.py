@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from polyarm.spec import Spec, Stream, UserError, unknown
+from polyarm.spec import Spec, UserError, unknown
 
 ACTION, TIME_S = "action", "time_s"
 
@@ -43,10 +43,6 @@ class Demos(Protocol):
     def stream(self, name: str) -> Rows: ...
 
 
-def dtype_of(stream: Stream) -> np.dtype:
-    return np.dtype("u1" if stream.kind in ("image", "text") else "f4")
-
-
 def checked(what: str, x: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """`x` as `[t, *shape]` of `dtype`. Raises `UserError` unless the shape is that and every number is finite.
 
@@ -75,6 +71,11 @@ def valid_ends(ends: np.ndarray) -> int:
     """How many leading ends rise from above zero: past the first that does not, nothing is believed."""
     rises = np.diff(ends, prepend=0) > 0
     return len(ends) if rises.all() else int(np.argmin(rises))
+
+
+def damaged(file: Path | str, why: str) -> UserError:
+    """The error for a file that is not what was written."""
+    return UserError(f"{file} {why}: the file is damaged; restore it from a copy, nothing else of the data was touched")
 
 
 def no_file(path: Path, what: str) -> UserError:

@@ -1,76 +1,35 @@
-"""The store's way to the disk: what is written is settled, what is read is read without detours, one process writes."""
+"""The store's way to the disk: what is written is settled, one process writes."""
 
 from __future__ import annotations
 
 import fcntl
 import os
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, cached_property
+from functools import cache
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import zarr
-from numcodecs import blosc  # type: ignore[import-untyped]
-from zarr.storage import LocalStore
 
 from polyarm.spec import UserError
 
 
-class ChunkRows:
-    """Rows of one array of a store, `[N, ...]`.
+class Disk:
+    """Files below `root` that are put in place whole, and remembered so that `settle` can fsync them together."""
 
-    Row numbers are read chunk by chunk straight from the files: going through zarr costs some 0.25 ms a chunk, ten times
-    what it takes to decode four frames of 96 px.
-    """
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._touched: set[Path] = set()
 
-    def __init__(self, array: zarr.Array, folder: Path, n: int) -> None:
-        self._array, self._folder = array, folder
-        self.shape, self.dtype = (n, *array.shape[1:]), array.dtype
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
-        """A slice, or whole row numbers of any shape."""
-        if isinstance(rows, slice):
-            start, stop, step = rows.indices(len(self))
-            return self._array[start : max(start, stop)][::step]
-        rows = np.asarray(rows)
-        if rows.size and not 0 <= rows.min() <= rows.max() < len(self):
-            raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self)}")
-        chunk, within = np.divmod(rows.reshape(-1), self._array.chunks[0])
-        out = np.empty((rows.size, *self.shape[1:]), self.dtype)
-        order = np.argsort(chunk, kind="stable")
-        for group in np.split(order, np.flatnonzero(np.diff(chunk[order])) + 1) if rows.size else ():
-            out[group] = self._chunk(int(chunk[group[0]]))[within[group]]
-        return out.reshape(*rows.shape, *self.shape[1:])
-
-    def _chunk(self, i: int) -> np.ndarray:
-        try:
-            raw = (self._folder / "c" / "/".join(map(str, (i, *(0 for _ in self.shape[1:]))))).read_bytes()
-        except FileNotFoundError:  # zarr writes no chunk that is all zero
-            return np.zeros(self._array.chunks, self.dtype)
-        return np.frombuffer(blosc.decompress(raw), self.dtype).reshape(self._array.chunks)
-
-
-class Disk(LocalStore):
-    """zarr's folder store, which renames complete files into place, and remembers them so that `settle` can fsync them."""
-
-    @cached_property
-    def _touched(self) -> set[Path]:
-        return set()
-
-    async def set(self, key: str, value: Any) -> None:
-        await super().set(key, value)
-        self._touched.add(self.root / key)
-
-    def set_sync(self, key: str, value: Any) -> None:
-        super().set_sync(key, value)
-        self._touched.add(self.root / key)
+    def put(self, file: Path, value: bytes, settled: bool = False) -> None:
+        """Written beside and renamed; with `settled` it is on the disk before it takes the place of another."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        beside = file.with_name(f"{file.name}.partial")
+        beside.write_bytes(value)
+        if settled:
+            fsync(beside)
+        beside.replace(file)
+        self._touched.add(file)
 
     def settle(self) -> None:
-        """Whatever was written is on the disk when this returns, with the folders that name it."""
+        """Whatever was put is on the disk when this returns, with the folders that name it."""
         folders = {folder for file in self._touched for folder in file.parents if folder.is_relative_to(self.root)}
         list(_pool().map(fsync, (*self._touched, *folders)))
         self._touched.clear()

@@ -15,17 +15,21 @@ from polyarm.spec import Clip, Spec, UserError
 
 
 def future(
-    end: Int[np.ndarray, "*n"], stop: Int[np.ndarray, "*n"], length: int, share: Float[np.ndarray, "*n"]
+    end: Int[np.ndarray, "*n"],
+    stop: Int[np.ndarray, "*n"],
+    length: int,
+    share: Float[np.ndarray, "*n"],
+    begin: Int[np.ndarray, "*n"] | int = 0,
 ) -> tuple[Int[np.ndarray, "*n g"], Bool[np.ndarray, "*n"]]:
-    """(rows, given) of goals after windows that end before row `end`, in episodes that end before row `stop`.
+    """(rows, given) of goals after windows that end before row `end`, in episodes of the rows begin .. stop - 1.
 
     A goal starts at one of the rows end .. stop - length - 1, all as likely as `share`, uniform in [0, 1), makes them. Where
-    there is none, `given` is false and the rows are the episode's last.
+    there is none, `given` is false and the rows are the episode's last; of a shorter episode the first repeats.
     """
     choices = stop - length - end
     given = choices > 0
     first = np.where(given, end + (share * choices).astype(np.int64), stop - length)
-    return np.maximum(first, 0)[..., None] + np.arange(length), given
+    return np.maximum(first[..., None] + np.arange(length), np.expand_dims(begin, -1)), given
 
 
 def uniform(seed: int, epoch: Int[np.ndarray, "*n"], index: Int[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
@@ -57,12 +61,15 @@ class Goals(torch.utils.data.Dataset):
             raise UserError(f"goals of {length} rows: give 1 or more")
         self.windows, self.length, self.seed = windows, length, seed
         self.after, self.last = after, last
-        self._stop = demos.episode_ends[windows.episode]
-        self._start = np.insert(demos.episode_ends, 0, 0)[windows.episode] + windows.start
-        self._streams: dict[str, Rows] = {
-            s.name: demos.stream(s.name)[:].astype(np.float32) if s.low_dim else demos.stream(s.name)
-            for s in spec.obs.streams
-        }
+        self._begin, self._stop = (np.insert(demos.episode_ends, 0, 0)[windows.episode + i] for i in (0, 1))
+        self._start = self._begin + windows.start
+        self._streams: dict[str, Rows] = {}
+        for stream in spec.obs.streams:
+            rows = windows.rows(stream.name)  # in memory once, where the windows hold them
+            if rows is None:
+                rows = demos.stream(stream.name)
+                rows = rows[:].astype(stream.dtype) if stream.low_dim else rows
+            self._streams[stream.name] = rows
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -81,7 +88,8 @@ class Goals(torch.utils.data.Dataset):
             + (horizon if self.after is None else self.after)
         )
         share = uniform(self.seed, np.repeat(epoch[:, None], k, 1), index[:, None] * k + np.arange(k))
-        rows, given = future(end, np.repeat(self._stop[index, None], k, 1), self.length, share)
+        begin, stop = (np.repeat(x[index, None], k, 1) for x in (self._begin, self._stop))
+        rows, given = future(end, stop, self.length, share, begin)
         given = given | self.last
         goals = {f"goal.{name}": torch.from_numpy(x[rows]) for name, x in self._streams.items()}
         return Clip(clip.obs | goals | {"goal.given": torch.from_numpy(given)}, clip.action, clip.reset)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from polyarm.datasets.demos import ACTION, TIME_S, Demos, Rows
+from polyarm.datasets.replay_buffer import ReplayBuffer
 from polyarm.datasets.scale import BLOCK, moments
 from polyarm.datasets.store import Store, open_path
-from polyarm.spec import UserError
 from polyarm.text import row_text
 
 
@@ -21,7 +22,8 @@ def info(source: str | Path | Demos) -> dict[str, Any]:
     path, bytes (on disk), versions, episodes, frames, length {min, median, max}, rate_hz (of the spec; None: unknown),
     measured_hz (median over steps; None where no time was kept), duration_s, seeds (different ones), successes, dropped_rows (past the last
     commit), channels [{stream, name, unit, min, max, mean, std, not_finite}] over finite values, images [{stream, shape}],
-    texts [{stream, instructions}] (the different ones).
+    texts [{stream, instructions}] (the different ones). A stream without named channels, such as points, is one line. Of a
+    replay buffer also left_out {key: why} and absent {key: chunks that are not there, read as the fill value}.
     """
     demos = open_path(source) if isinstance(source, str | Path) else source
     ends, spec = demos.episode_ends, demos.spec
@@ -49,11 +51,13 @@ def info(source: str | Path | Demos) -> dict[str, Any]:
             "successes": int(demos.successes.sum()),
             "dropped_rows": demos.dropped_rows,
         } | _time(demos.read(TIME_S), ends)
-    low_dim = [(s.name, s.names, s.units) for s in spec.obs.streams if s.low_dim]
-    low_dim.append((ACTION, spec.action.names, spec.action.units))
-    out["channels"] = [row for name, *what in low_dim for row in _channels(demos.stream(name), name, *what)]
-    pictures = (s for s in spec.obs.streams if not s.low_dim and s.kind != "text")
-    out["images"] = [{"stream": s.name, "shape": list(s.shape)} for s in pictures]
+    if isinstance(demos, ReplayBuffer):
+        out |= {"left_out": demos.left_out, "absent": demos.absent()}
+    numbers = [s for s in spec.obs.streams if s.kind not in ("image", "text")]
+    lines = [(s.name, s.names or (" x ".join(map(str, s.shape)),), s.units) for s in numbers]
+    lines.append((ACTION, spec.action.names, spec.action.units))
+    out["channels"] = [row for name, *what in lines for row in _channels(demos.stream(name), name, *what)]
+    out["images"] = [{"stream": s.name, "shape": list(s.shape)} for s in spec.obs.streams if s.kind == "image"]
     out["texts"] = [
         {"stream": s.name, "instructions": [row_text(row) for row in np.unique(demos.stream(s.name)[:], axis=0)]}
         for s in spec.obs.streams
@@ -82,6 +86,11 @@ def show(found: dict[str, Any]) -> None:
         ("dropped", f"{found['dropped_rows']:,} rows of an unfinished episode" if found["dropped_rows"] else ""),
         *((f"image {i['stream']}", " x ".join(map(str, i["shape"]))) for i in found["images"]),
         *((f"text {t['stream']}", "; ".join(t["instructions"])) for t in found["texts"]),
+        *((f"not shown {key}", why) for key, why in found.get("left_out", {}).items()),
+        *(
+            (f"not there {key}", f"{len(c):,} chunks, {c[0]} first; taken for the fill value")
+            for key, c in found.get("absent", {}).items()
+        ),
         *(found["versions"].items()),
     ):
         if text:
@@ -100,16 +109,16 @@ def _channels(rows: Rows, stream: str, names: Sequence[str], units: Sequence[str
     bad = np.zeros(len(names), np.int64)
 
     def blocks() -> Iterator[np.ndarray]:
-        for i in range(0, len(rows), BLOCK):
-            block = rows[i : i + BLOCK]
+        step = max(1, BLOCK * len(names) // max(1, int(np.prod(rows.shape[1:]))))
+        for i in range(0, len(rows), step):
+            block = rows[i : i + step].reshape(-1, len(names))
             lost = ~np.isfinite(block)
             bad[:] += lost.sum(0)
             yield block[~lost.any(1)] if lost.any() else block
 
-    try:
-        m = moments(blocks(), names, stream)
-    except UserError:  # no whole row
-        m = None
+    left = iter(blocks())
+    first = next((block for block in left if len(block)), None)
+    m = None if first is None else moments(chain([first], left), names, stream)
     for i, name in enumerate(names):
         numbers = {"min": m.low, "max": m.high, "mean": m.mean, "std": m.std} if m else dict.fromkeys(_NUMBERS)
         yield {

@@ -57,13 +57,19 @@ def moments(blocks: Iterable[np.ndarray], names: Sequence[str], what: str) -> Mo
 
 
 def fit(
-    kind: str, rows: Any, names: Sequence[str], what: str, constant: str = "refuse", as_is: Collection[int] = ()
+    kind: str,
+    rows: Any,
+    names: Sequence[str],
+    what: str,
+    constant: str = "refuse",
+    as_is: Collection[int] = (),
+    setting: str = "another scale",
 ) -> Scale:
     """The scale of `rows` [N, d] (anything that can be sliced), in float64, a block at a time.
 
     limits: [min, max] -> [-1, 1]; gaussian: mean 0, standard deviation 1; identity: as it is.
     constant: "refuse" raises `UserError` for a channel that does not vary; "centre" maps it to 0 with gain 1, the published
-    rule. `what` names the rows in errors; the channels `as_is` are left as they are.
+    rule. `what` names the rows in errors, `setting` what would leave them as they are; the channels `as_is` are left so.
     """
     if kind not in KINDS:
         raise unknown(f"scale of {what}", kind, KINDS)
@@ -76,8 +82,8 @@ def fit(
     if still.any() and constant == "refuse":
         i = int(np.argmax(still))
         raise UserError(
-            f"{what} channel {names[i]!r} stays at {found.mean[i]:g} in all {found.n} rows: leave the channel out, scale it by "
-            "identity, or allow it with constant=centre"
+            f"{what} channel {names[i]!r} stays at {found.mean[i]:g} in all {found.n} rows: leave the channel out, give "
+            f"{setting}, or allow it with data.constant=centre"
         )
     reach = float(np.abs([found.low * gain + offset, found.high * gain + offset]).max())
     return Scale(tuple(gain.tolist()), tuple(offset.tolist()), reach)
@@ -111,7 +117,7 @@ def fit_spec(
 
     def fitted(name: str, names: Sequence[str], kind: str, what: str, as_is: Collection[int] = ()) -> Scale:
         rows = demos.stream(name)[:][seen] if name != ACTION or actions is None else actions
-        return fit(kinds.get(name, kind), rows, names, what, constant, as_is)
+        return fit(kinds.get(name, kind), rows, names, what, constant, as_is, f"+task.scales.{name}=identity")
 
     streams = tuple(
         replace(s, scale=fitted(s.name, s.names, obs_kind, f"stream {s.name!r}")) if s.low_dim else s

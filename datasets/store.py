@@ -1,4 +1,4 @@
-"""The store of demonstrations: one zarr v3 folder that a kill at any moment cannot spoil.
+"""The store of demonstrations: one zarr v3 folder that a kill at any moment cannot spoil, and whose damage is noticed.
 
     data/<stream>      [N, ...]     one array a stream, episodes end to end; float32, images uint8
     data/action        [N, d]       float32, raw units
@@ -6,125 +6,134 @@
     meta/seed          [episodes]   int64
     meta/success       [episodes]   bool
     meta/episode_ends  [episodes]   int64, cumulative and exclusive
-    attributes: "spec" (spec.Spec) and what else the writer has to say
+    attributes: "spec" (spec.Spec), what else the writer has to say, and "seal": {"version", "sha256" of the others}
 
-`episode_ends` is written last, after everything else was put on the disk: an episode is there when its end is.
-Readers believe nothing past the last valid end; the next writer cuts it off.
+The chunk of `episode_ends` is written last, after everything else was put on the disk: an episode is there when its end is.
+Readers believe nothing past the last valid end; the next writer cuts it off. Every chunk is written, zeros too, with a
+checksum: one that is lost or changed is an error with its name. Stores without a seal are older: a chunk that is not there is
+zeros, and what a chunk holds is believed.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import zarr
-from zarr.codecs import BloscCodec
+from zarr.codecs import BloscCodec, Crc32cCodec
 
-from polyarm.datasets.demos import ACTION, TIME_S, Demos, Rows, checked, dtype_of, no_file, one_length, valid_ends
-from polyarm.datasets.disk import ChunkRows, Disk, fsync, lock_folder
-from polyarm.datasets.field import guess
+from polyarm.datasets.chunks import ChunkRows, read_json
+from polyarm.datasets.demos import ACTION, TIME_S, Demos, Rows, checked, damaged, no_file, one_length, valid_ends
+from polyarm.datasets.disk import Disk, fsync, lock_folder
+from polyarm.datasets.replay_buffer import guess
+from polyarm.datasets.seal import read_spec, seal, unseal
 from polyarm.spec import Spec, UserError, unknown
 
 CHUNK_BYTES = 1 << 17
 """Of raw data a chunk. An append rewrites the last chunk of each stream, so this bounds its cost; 96 px images: 4 frames."""
+META: Mapping[str, np.dtype] = {"seed": np.dtype("i8"), "success": np.dtype("?"), "episode_ends": np.dtype("i8")}
+ENDS = "meta/episode_ends"
 
 
 class Store:
     """Demonstrations on disk; a `Demos`. Made by `create` or `open`; a writer closes it or is a `with` block."""
 
-    def __init__(self, path: Path, disk: Disk, root: zarr.Group, lock: int | None) -> None:
-        self.path, self._disk, self._root = path, disk, root
-        self._unlock = weakref.finalize(self, os.close, lock) if lock is not None else None
-        self.spec = Spec.from_json(root.attrs["spec"], str(path))
-        ends = root["meta/episode_ends"][:]  # before the others: they are never shorter than what it says
-        self._arrays = {name: root[f"data/{name}"] for name in _layout(self.spec)}
-        self._notes = {name: root[f"meta/{name}"] for name in ("seed", "success")}
-        self._ends = root["meta/episode_ends"]
-        shortest = min(a.shape[0] for a in self._arrays.values())
-        n = min(valid_ends(ends), int(np.sum(ends <= shortest)), *(a.shape[0] for a in self._notes.values()))
-        self.episode_ends: np.ndarray = ends[:n]
-        self.dropped_rows = max(a.shape[0] for a in self._arrays.values()) - self.frames
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._unlock: weakref.finalize | None = None  # a writer's lock
+        self.attributes, self._sealed = unseal(path / "zarr.json")
+        self.spec = read_spec(self.attributes.pop("spec"), path / "zarr.json")
+        self._layout = _layout(self.spec)
+        ends = self._rows(ENDS)  # before the others: they are never shorter than what it says
+        said = ends.all_chunks()
+        self.episode_ends: np.ndarray = said[: valid_ends(said)]
+        if not self._sealed and "crc32c" in ends.codecs:
+            raise damaged(path / "zarr.json", "has lost its seal")
+        if len(ends) > 1 and not len(self):
+            raise UserError(f"{path / ENDS / 'c/0'} is lost: copy the demonstrations again, or restore it from a copy")
+        longest = max(len(self._rows(f"data/{name}")) for name in self._layout)
+        self.dropped_rows = longest - self.frames
         """Rows that lay past the last valid end when the store was opened: of an episode that was never finished."""
+        for name in self._layout:  # raises where rows are lost
+            self.stream(name)
+        self._note("seed"), self._note("success")
 
     @classmethod
     def create(cls, path: str | Path, spec: Spec, **attributes: Any) -> Store:
         """A new, empty store, open for writing. Raises `UserError` if there is anything at `path`."""
-        path = Path(path)
+        path, layout = Path(path), _layout(spec)
         made = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        disk = Disk(made)
-        root = zarr.create_group(disk, zarr_format=3, overwrite=True)
-        for name, (shape, dtype) in _layout(spec).items():
-            shuffle = "noshuffle" if dtype == np.uint8 else "bitshuffle"
-            root.create_array(
-                f"data/{name}",
-                shape=(0, *shape),
-                chunks=(max(1, CHUNK_BYTES // (dtype.itemsize * max(1, int(np.prod(shape))))), *shape),
-                dtype=dtype,
-                compressors=BloscCodec(cname="zstd", clevel=5, shuffle=shuffle, typesize=dtype.itemsize),
-            )
-        for name, kind in (("seed", "i8"), ("success", "?"), ("episode_ends", "i8")):
-            root.create_array(f"meta/{name}", shape=(0,), chunks=(1024,), dtype=kind, compressors=None)
-        root.attrs.update({"spec": spec.to_json(), **attributes})
-        disk.settle()
-        try:
-            made.rename(path)  # whole or not at all; an empty folder may be in its place
-        except OSError:
-            shutil.rmtree(made)
-            raise UserError(f"{path} exists: open it to append, or give another path") from None
-        fsync(path.parent)
+        with _writing(path):
+            try:
+                _write_empty(made, layout, json.loads(json.dumps({"spec": spec.to_json(), **attributes})))
+                made.rename(path)  # whole or not at all; an empty folder may be in its place
+                fsync(path.parent)
+            except BaseException as e:
+                shutil.rmtree(made, ignore_errors=True)
+                if isinstance(e, OSError) and path.exists():
+                    raise UserError(f"{path} exists: open it to append, or give another path") from None
+                raise
         return cls.open(path, "a")
 
     @classmethod
     def open(cls, path: str | Path, mode: Literal["r", "a"] = "r") -> Store:
         """The store at `path`, as it is now. With mode "a" the one writer, which cuts off what was not finished.
 
-        Raises `UserError` if there is none, or if another process writes to it.
+        Raises `UserError` if there is none, if a file of it is lost or damaged, or if another process writes to it.
         """
         path = Path(path)
-        if not (path / "zarr.json").exists():
+        if not (path / "zarr.json").exists() and not (path / "data" / TIME_S / "zarr.json").exists():
             raise no_file(path, "a store of demonstrations (zarr v3)")
-        lock = lock_folder(path) if mode == "a" else None
-        disk = Disk(path, read_only=mode == "r")
-        root = zarr.open_group(disk, mode="r" if mode == "r" else "r+", zarr_format=3)
-        if "spec" not in root.attrs:
-            raise UserError(f"{path} has no spec: it was not finished when it was created; delete it and start again")
-        store = cls(path, disk, root, lock)
-        if mode == "a":
-            store._repair()
-        return store
+        if mode == "r":
+            return cls(path)
+        with _writing(path):
+            lock = lock_folder(path)
+            try:
+                store = cls(path)
+                store._repair()
+            except BaseException:
+                os.close(lock)
+                raise
+            store._unlock = weakref.finalize(store, os.close, lock)
+            return store
 
     def append(self, arrays: Mapping[str, Any], seed: int, success: bool = True) -> None:
         """One episode: every stream of the spec, "action" and "time_s", `[t, ...]` each. It is durable on return.
 
-        Raises `UserError`, and leaves the store as it was, for a wrong name, shape, type or number.
+        Raises `UserError`, and leaves the store as it was, for a wrong name, shape, type or number, and for a disk that is
+        full or cannot be written.
         """
         if self._unlock is None or not self._unlock.alive:
             raise UserError(f"{self.path} is not open for writing: open it with mode 'a'")
         rows = _checked_episode(arrays, self.spec)
-        end = self.frames + len(rows[ACTION])
+        ends = np.append(self.episode_ends, self.frames + len(rows[ACTION]))
         try:
-            for name, x in rows.items():
-                _extend(self._arrays[name], x)
-            for name, value in (("seed", seed), ("success", success)):
-                _extend(self._notes[name], np.array([value]))
-            self._disk.settle()
-            _extend(self._ends, np.array([end]))
-            self._disk.settle()
+            with _writing(self.path):
+                disk = Disk(self.path)
+                for name, x in rows.items():
+                    self._rows(f"data/{name}").extend(x, disk)
+                for name, value in (("seed", seed), ("success", success)):
+                    self._rows(f"meta/{name}").extend(np.array([value]), disk)
+                disk.settle()
+                self._put_end(ends, disk)
+                disk.settle()
         except BaseException:  # half written, perhaps committed: only opening it again tells
             self.close()
             raise
-        self.episode_ends = np.append(self.episode_ends, end)
+        self.episode_ends = ends
 
     def stream(self, name: str) -> Rows:
         """Rows of an observation stream, of "action" or of "time_s"; read when indexed."""
-        if name not in self._arrays:
-            raise unknown(f"stream of {self.path}", name, self._arrays)
-        return ChunkRows(self._arrays[name], self.path / "data" / name, self.frames)
+        if name not in self._layout:
+            raise unknown(f"stream of {self.path}", name, self._layout)
+        return self._rows(f"data/{name}").upto(self.frames, f"the last episode ends at {self.frames}")
 
     def read(self, name: str) -> np.ndarray:
         return self.stream(name)[:]
@@ -142,15 +151,11 @@ class Store:
 
     @property
     def seeds(self) -> np.ndarray:
-        return self._notes["seed"][: len(self)]
+        return self._note("seed")[:]
 
     @property
     def successes(self) -> np.ndarray:
-        return self._notes["success"][: len(self)]
-
-    @property
-    def attributes(self) -> dict[str, Any]:
-        return {k: v for k, v in self._root.attrs.items() if k != "spec"}
+        return self._note("success")[:]
 
     def close(self) -> None:
         if self._unlock is not None:
@@ -162,21 +167,37 @@ class Store:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _rows(self, array: str) -> ChunkRows:
+        group, _, name = array.partition("/")
+        row, dtype = self._layout[name] if group == "data" else ((), META[name])
+        return ChunkRows(self.path / array, row, dtype, sparse=not self._sealed)
+
+    def _note(self, name: str) -> ChunkRows:
+        return self._rows(f"meta/{name}").upto(len(self), f"there are {len(self)} episodes")
+
     def _repair(self) -> None:
-        for litter in self.path.rglob("*.partial"):  # zarr writes there before it renames; we hold the lock
+        """What the one writer does first; it holds the lock."""
+        for litter in self.path.rglob("*.partial"):  # files are written there before they are renamed
             litter.unlink()
-        for array in self._arrays.values():
-            _cut(array, self.frames)
-        if self._ends.shape[0] > len(self):
-            self._ends[len(self) :] = 0  # a cut leaves the chunk as it is: growing again must not bring an old end back
-        for array in (*self._notes.values(), self._ends):
-            _cut(array, len(self))
-        self._disk.settle()
+        disk = Disk(self.path)
+        _forget_copy(disk)
+        for name in self._layout:
+            self._rows(f"data/{name}").resize(self.frames, disk)
+        for name in META:
+            self._rows(f"meta/{name}").resize(len(self), disk)
+        disk.settle()
+
+    def _put_end(self, ends: np.ndarray, disk: Disk) -> None:
+        """Write the last of `ends`: its chunk, with which the episode is there, at once or not at all; then the length."""
+        rows = self._rows(ENDS)
+        i = (len(ends) - 1) // rows.chunk_rows
+        rows.put(i, ends[i * rows.chunk_rows :], disk, True)
+        rows.resize(len(ends), disk)
 
 
 def _layout(spec: Spec) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """{array: (shape of one row, dtype)}"""
-    layout = {s.name: (s.shape, dtype_of(s)) for s in spec.obs.streams}
+    layout = {s.name: (s.shape, np.dtype(s.dtype)) for s in spec.obs.streams}
     for taken in (ACTION, TIME_S):
         if taken in layout:
             raise UserError(f"an observation stream is called {taken!r}: that name is taken, choose another")
@@ -202,18 +223,56 @@ def _checked_episode(arrays: Mapping[str, Any], spec: Spec) -> dict[str, np.ndar
     return rows
 
 
-def _extend(array: zarr.Array, x: np.ndarray) -> None:
-    n = array.shape[0]
-    array.resize((n + len(x), *array.shape[1:]))
-    array[n:] = x
+def _write_empty(made: Path, layout: Mapping[str, tuple[tuple[int, ...], np.dtype]], said: dict[str, Any]) -> None:
+    """A store without episodes, on the disk. `said`: its attributes."""
+    root = zarr.create_group(made, zarr_format=3, overwrite=True)
+    for name, (row, dtype) in layout.items():
+        rows = max(1, CHUNK_BYTES // (dtype.itemsize * max(1, int(np.prod(row)))))
+        codecs = [_blosc(dtype), Crc32cCodec()]
+        root.create_array(f"data/{name}", shape=(0, *row), chunks=(rows, *row), dtype=dtype, compressors=codecs)
+    for name, dtype in META.items():
+        root.create_array(f"meta/{name}", shape=(0,), chunks=(1024,), dtype=dtype, compressors=[Crc32cCodec()])
+    root.attrs.update({**said, "seal": seal(said)})
+    for entry in (*made.rglob("*"), made):
+        fsync(entry)
 
 
-def _cut(array: zarr.Array, n: int) -> None:
-    if array.shape[0] != n:
-        array.resize((n, *array.shape[1:]))
+def _forget_copy(disk: Disk) -> None:
+    """Drop consolidated metadata: a copy of what the arrays said when it was made, which hides later episodes."""
+    found = read_json(disk.root / "zarr.json")
+    if found.pop("consolidated_metadata", None) is not None:
+        disk.put(disk.root / "zarr.json", json.dumps(found, indent=2).encode())
+
+
+def _blosc(dtype: np.dtype) -> BloscCodec:
+    shuffle: Literal["noshuffle", "bitshuffle"] = "noshuffle" if dtype == np.uint8 else "bitshuffle"
+    return BloscCodec(cname="zstd", clevel=5, shuffle=shuffle, typesize=dtype.itemsize)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as e:
+        raise UserError(
+            f"{path} cannot be written ({e.strerror or e}): free space, or give a path that can; what was saved before stays"
+        ) from e
+
+
+def open_store(path: str | Path) -> Store:
+    """A store of polyarm's own, to read: what a task's `demos` name as their `_target_`."""
+    return Store.open(path)
 
 
 def open_path(path: str | Path) -> Demos:
     """Whatever demonstrations lie at `path`, for a look at them."""
     path = Path(path)
-    return guess(path) if path.suffix == ".zip" or (path / ".zgroup").exists() else Store.open(path)
+    return Store.open(path) if _is_store(path) else guess(path)
+
+
+def _is_store(path: Path) -> bool:
+    if (path / "data" / TIME_S / "zarr.json").exists():
+        return True
+    return (path / "zarr.json").exists() and bool(
+        {"spec", "seal"} & read_json(path / "zarr.json").get("attributes", {}).keys()
+    )

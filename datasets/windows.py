@@ -7,6 +7,7 @@ A window of horizon Tp starts at time t - To + 1 of the newest observation t: ob
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from itertools import count
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -16,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from polyarm.datasets.demos import ACTION, Demos, Rows, dtype_of
+from polyarm.datasets.demos import ACTION, Demos, Rows
 from polyarm.spec import Clip, Spec, Stream, UserError
 
 
@@ -107,12 +108,52 @@ class Windows(torch.utils.data.Dataset):
                 "each must be at least 1, and horizon the largest of the first three"
             )
         self.pad = n_obs_steps - 1
-        span = horizon + (k - 1) * self.stride
-        ends = demos.episode_ends
-        after = n_action_steps - 1 if pad_after is None else min(pad_after, horizon - 1)
-        self.episode, self.start = window_starts(ends, span, self.pad, after, episodes)
+        self._pad_after = n_action_steps - 1 if pad_after is None else min(pad_after, horizon - 1)
+        chain = self.stride * np.arange(k)[:, None]
+        self._obs_steps, self._action_steps = chain + np.arange(n_obs_steps), chain + np.arange(horizon)
+        self._k_steps = chain[:, 0]
+        self._ends = demos.episode_ends
+        self._choose(episodes)
+        self._action = _in_memory(demos.stream(ACTION), np.dtype("f4"))
+        self._obs = _load(demos, spec.obs.streams, ram_gib)
+
+    def over(self, episodes: Sequence[int] | np.ndarray | None) -> Windows:
+        """The windows of other episodes, cut alike. What is in memory is shared."""
+        other = copy(self)
+        other._choose(episodes)
+        return other
+
+    def rows(self, stream: str) -> Rows | None:
+        """All rows of a stream, in memory where they fit; None for one that is not seen."""
+        return self._obs.get(stream)
+
+    def left_out(self) -> str:
+        """A sentence that names the episodes without a window, or "" where every one has some."""
+        if not len(self.short):
+            return ""
+        names = ", ".join(map(str, self.short[:10])) + (", ..." if len(self.short) > 10 else "")
+        longest = np.diff(self._ends, prepend=0)[self.short].max()
+        horizon = self._action_steps.shape[1]
+        padded = self._pad_after >= horizon - self.pad - 1
+        remedy = (
+            "lower k or horizon, or give longer episodes"
+            if padded
+            else "lower policy.horizon or give data.pad_after=all"
+        )
+        return (
+            f"{len(self.short)} of {self._asked} episodes are left out, shorter than a window (episodes {names}; at most {longest} "
+            f"rows, {self._span() - self.pad - self._pad_after} are needed): {remedy}"
+        )
+
+    def _span(self) -> int:
+        k, horizon = self._action_steps.shape
+        return horizon + (k - 1) * self.stride
+
+    def _choose(self, episodes: Sequence[int] | np.ndarray | None) -> None:
+        ends, (k, horizon) = self._ends, self._action_steps.shape
+        self.episode, self.start = window_starts(ends, self._span(), self.pad, self._pad_after, episodes)
         asked = np.arange(len(ends)) if episodes is None else np.unique(episodes)
-        self.short = np.setdiff1d(asked, self.episode)
+        self.short, self._asked = np.setdiff1d(asked, self.episode), len(asked)
         if not len(self.start):
             longest = np.diff(ends, prepend=0)[asked].max(initial=0)
             raise UserError(
@@ -120,14 +161,6 @@ class Windows(torch.utils.data.Dataset):
                 "rows; lower k or horizon, or give longer episodes"
             )
         self._begin, self._last = np.insert(ends, 0, 0)[self.episode], ends[self.episode] - 1
-        chain = self.stride * np.arange(k)[:, None]
-        self._obs_steps, self._action_steps = chain + np.arange(n_obs_steps), chain + np.arange(horizon)
-        self._k_steps = chain[:, 0]
-        self._action = _in_memory(demos.stream(ACTION), np.dtype("f4"))
-        self._obs = _load(demos, spec.obs.streams, ram_gib)
-
-    def left_out(self) -> str:
-        return ""
 
     def __len__(self) -> int:
         return len(self.start)
@@ -255,7 +288,8 @@ def _load(demos: Demos, streams: Sequence[Stream], ram_gib: float) -> dict[str, 
     big = {s.name: demos.stream(s.name) for s in streams if not s.low_dim}
     fits = sum(np.prod(x.shape, dtype=np.float64) * x.dtype.itemsize for x in big.values()) <= ram_gib * 2**30
     return {
-        s.name: _in_memory(demos.stream(s.name), dtype_of(s)) if s.low_dim or fits else big[s.name] for s in streams
+        s.name: _in_memory(demos.stream(s.name), np.dtype(s.dtype)) if s.low_dim or fits else big[s.name]
+        for s in streams
     }
 
 

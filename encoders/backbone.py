@@ -21,12 +21,18 @@ _BARE = ContextVar("_BARE", default=False)
 
 @contextmanager
 def without_pretrained() -> Iterator[None]:
-    """Inside, networks are built without looking for pretrained weights: a checkpoint's own are about to replace them."""
+    """Inside, networks are built without looking for pretrained weights, and nothing is downloaded: a checkpoint's own are
+    about to replace them, and whose it is may not be known."""
     token = _BARE.set(True)
     try:
         yield
     finally:
         _BARE.reset(token)
+
+
+def may_download() -> bool:
+    """Whether a network is built at the user's own word, not at a checkpoint's."""
+    return not _BARE.get()
 
 
 class Backbone(nn.Module):
@@ -97,7 +103,7 @@ def _network(name: str, pretrained: bool | str) -> Any:
     if not timm.is_model(plain):
         raise unknown("timm network", name, timm.list_models())
     wanted: dict[str, Any] = {}
-    if pretrained and not _BARE.get():
+    if pretrained and may_download():
         wanted["pretrained"] = True
         if isinstance(pretrained, str):
             if not Path(pretrained).is_file():
@@ -106,9 +112,9 @@ def _network(name: str, pretrained: bool | str) -> Any:
     try:
         return timm.create_model(name, num_classes=0, **wanted)
     except Exception as e:  # whatever a hub, a file or a network's constructor may raise
-        if not wanted:
-            raise
         reason = str(e).strip().partition("\n")[0] or type(e).__name__
+        if not wanted:
+            raise UserError(f"timm makes no {name!r} ({reason}): give one of timm.list_models()") from e
         raise UserError(
             f"no pretrained weights of {name!r} from {pretrained if isinstance(pretrained, str) else 'the hub'} ({reason}): "
             "connect once, name a file of them, or give pretrained=false"

@@ -1,14 +1,14 @@
 """All streams of an observation to one feature vector a step."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, get_args, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-from polyarm.spec import ObsSpace, Stream, StreamKind, UserError, unknown
+from polyarm.spec import KINDS, ObsSpace, Stream, UserError, unknown
 
 
 @runtime_checkable
@@ -31,7 +31,7 @@ class Fuse(nn.Module):
 
     def __init__(self, obs_space: ObsSpace, **encoders: Callable[[Stream], Any]) -> None:
         super().__init__()
-        known = {*get_args(StreamKind), *obs_space.names}
+        known = {*KINDS, *obs_space.names}
         for name in encoders:
             if name not in known:
                 raise unknown("stream or kind to encode", name, known)

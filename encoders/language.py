@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Generator, Tensor, nn
 
+from polyarm.encoders.backbone import may_download
 from polyarm.spec import Stream, UserError
 from polyarm.text import row_text
 
@@ -60,7 +61,7 @@ class PretrainedText(nn.Module):
     policy that attends to words. The model runs on the CPU, once for each instruction it has not seen. It is no part of the
     checkpoint, which holds `probe`, the pooled feature of an empty instruction, and refuses other weights when first asked.
 
-    `download` allows fetching what is not on this machine. Raises UserError for a missing package or model.
+    `download` allows fetching what is not on this machine, when training; a checkpoint's word does not. Raises UserError for a missing package or model.
     """
 
     probe: Tensor
@@ -121,7 +122,7 @@ def _text_model(name: str, download: bool) -> tuple[Any, Any]:
         raise UserError(
             f"the text model {name} needs transformers: install it with pip install 'polyarm[language]'"
         ) from e
-    only_here = {"local_files_only": not download}
+    only_here = {"local_files_only": not (download and may_download()), "trust_remote_code": False}
     try:
         clip = AutoConfig.from_pretrained(name, **only_here).model_type.startswith("clip")
         model = (CLIPTextModel if clip else AutoModel).from_pretrained(name, **only_here)

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
-from polyarm.datasets.demos import dtype_of
 from polyarm.policies.generate.sample import Sampler
 from polyarm.policies.policy import Policy, plan, require_chunk, restart
 from polyarm.spec import UserError
@@ -78,13 +77,13 @@ class Agent:
                     f"the goal has streams {', '.join(goals[0])}, policy {self.policy.name} needs {stream.name!r}: "
                     "give eval.goals=false to act without a goal"
                 )
-            new = np.stack([np.asarray(goal[stream.name], dtype_of(stream)) for goal in goals])
+            new = np.stack([np.asarray(goal[stream.name], stream.dtype) for goal in goals])
             if new.shape[1:] != stream.shape:
                 raise UserError(
                     f"the goal of stream {stream.name!r} has shape {new.shape[1:]}, policy {self.policy.name} was trained on "
                     f"{stream.shape}: use the task it was trained on"
                 )
-            kept = self._goals.setdefault(f"goal.{stream.name}", np.zeros((n, length, *stream.shape), dtype_of(stream)))
+            kept = self._goals.setdefault(f"goal.{stream.name}", np.zeros((n, length, *stream.shape), stream.dtype))
             kept[rows] = new[:, None]
 
     def _remember(self, obs: Mapping[str, np.ndarray]) -> None:

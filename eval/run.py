@@ -31,7 +31,7 @@ from polyarm.policies.mixture import Mixture
 from polyarm.policies.pick import Picked
 from polyarm.policies.policy import Policy
 from polyarm.spec import Spec, UserError
-from polyarm.task import open_demos
+from polyarm.task import has_demos, open_demos
 
 
 def evaluate(
@@ -157,7 +157,7 @@ def report(
     write_report(
         out / "report.html", title=f"{result['policy']} on {task.name}", result=result,
         log=read_log(place.home(folders[0]) / "log.jsonl") or None,
-        data_card=info(open_demos(task)) if Path(task.demos.path).exists() else None,
+        data_card=info(open_demos(task)) if has_demos(task) else None,
         clips=clips, energies=[(p.outcome.success, p.energy) for p in played if p.energy is not None],
         config_yaml="\n".join(acted),
     )  # fmt: skip

@@ -16,7 +16,7 @@ def demonstrated(tasks: Sequence[DictConfig], seeds: Sequence[int]) -> list[int]
     demonstrate in no seed: the field's files hold none."""
     held: set[int] = set()
     for task in tasks:
-        path = Path(str(task.demos.path))
+        path = Path(str(task.demos.get("path")))
         if (path / "zarr.json").is_file():
             try:
                 held |= set(Store.open(path).seeds.tolist())

@@ -1,8 +1,8 @@
 """A checkpoint is a folder that alone rebuilds its policy.
 
     config.yaml         the whole configuration
-    model.safetensors   the weights that act (EMA where there is one), with their hash
-    spec.json           spaces with scales, versions, schema, hashes of the other files
+    model.safetensors   the weights that act (EMA where there is one), with hashes of themselves and of the two texts
+    spec.json           spaces with scales, versions, schema
     train_state.pt      optimizer, schedules, generators, position: what resuming needs
 
 It is written beside its place, flushed, then renamed: a folder with the final name is whole. A run keeps checkpoints/step_N;
@@ -24,6 +24,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile, ZipFile
 
 import torch
 from omegaconf import DictConfig
@@ -35,9 +36,12 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 from polyarm.config import SECTIONS, build, read_yaml, write_yaml
 from polyarm.policies.policy import Policy, require_limit, require_policy
 from polyarm.spec import Spec, UserError
+from polyarm.trust import require_trusted
 
 FILES = ("config.yaml", "model.safetensors", "spec.json")
+TEXTS = ("config.yaml", "spec.json")
 STATE = "train_state.pt"
+HASH = "sha256"
 LITTER = re.compile(r"\.(.+)\.\d+\.(partial|old)")
 """What a killed save leaves: a folder half written, or the one it was about to replace."""
 
@@ -80,7 +84,7 @@ def load(folder: Path, config: Any | None = None, device: str | torch.device = "
             policy = require_policy(build((config if config is not None else own).policy, spec))
         _require_weights(policy.state_dict(), weights, folder)
     except UserError as e:
-        if _as_saved(folder, "config.yaml", (folder / "config.yaml").read_bytes()):
+        if _as_saved(folder, "config.yaml"):
             raise
         raise UserError(f"{folder / 'config.yaml'} is not as it was saved, and no longer gives its policy: {e}") from e
     policy.load_state_dict(weights)
@@ -107,9 +111,9 @@ def find(path: Path) -> Path:
     elif not _missing(last):
         return last.resolve()
     if not os.path.exists(path):
-        raise UserError(
-            f"{path} does not exist or may not be read: give the output_dir of a training run, or one of its checkpoints"
-        )
+        raise UserError(f"{path} does not exist: give the output_dir of a training run, or one of its checkpoints")
+    if os.path.isdir(path) and not os.access(path, os.R_OK | os.X_OK):
+        raise UserError(f"{path} may not be read by this user: change its permissions, or copy it")
     if any((path / name).exists() for name in FILES[1:]) or path.name.startswith("step_"):
         others = f", or use {whole[-1]}" if whole else ""
         raise UserError(f"the checkpoint {path} misses {', '.join(_missing(path))}: restore it{others}, or train again")
@@ -158,12 +162,14 @@ def sweep(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def read_config(folder: Path) -> DictConfig:
-    """The configuration that a checkpoint was trained with."""
+def read_config(folder: Path, own: DictConfig | None = None) -> DictConfig:
+    """The configuration that a checkpoint was trained with; refused if it names code that it may not (see `polyarm.trust`).
+    `own`: the user's, who may name anything."""
     file = folder / "config.yaml"
     with _reading(file):
         config = read_yaml(file)
-        _notice(folder, "config.yaml", file.read_bytes())
+        require_trusted(config, f"the checkpoint {folder}", own)
+        _notice(folder, "config.yaml")
         for section in ("task", "policy", *SECTIONS):
             if not isinstance(config.get(section), DictConfig):
                 raise KeyError(f"settings under {section}")
@@ -175,7 +181,7 @@ def read_spec(folder: Path) -> Spec:
     with _reading(file):
         data = json.loads(file.read_text())
         spec = Spec.from_json(data, str(file))
-        _notice(folder, "spec.json", _canonical(data))
+        _notice(folder, "spec.json")
     return spec
 
 
@@ -189,7 +195,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         with safe_open(file, "pt") as f:
             about = f.metadata() or {}
             weights = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
-        if about.keys() - {"format"} and about.get("sha256") != digest(weights):
+        if about.keys() - {"format"} and about.pop(HASH, None) != digest(weights, about):
             raise ValueError("its bytes do not match its hash")
     return weights
 
@@ -198,18 +204,18 @@ def read_train_state(folder: Path) -> dict[str, Any]:
     """What resuming needs, on the processor."""
     file = folder / STATE
     with _reading(file):
-        wanted = _hashes(folder).get(STATE)
-        if wanted is not None and wanted != _hash(file):
-            raise ValueError("its bytes do not match its hash")
+        with ZipFile(file) as archive:  # torch writes checksums and does not look at them
+            if broken := archive.testzip():
+                raise ValueError(f"its part {broken} does not match its checksum")
         state = torch.load(file, map_location="cpu", weights_only=True)
         if not isinstance(state, dict):
             raise TypeError("it is no training state")
     return state
 
 
-def digest(weights: Mapping[str, Tensor]) -> str:
-    """sha256 over names, types, shapes and bytes."""
-    out = hashlib.sha256()
+def digest(weights: Mapping[str, Tensor], about: Mapping[str, str]) -> str:
+    """sha256 over names, types, shapes and bytes of the weights, and over what is said beside them."""
+    out = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for name in sorted(weights):
         x = weights[name].detach().cpu().contiguous()
         out.update(f"{name} {x.dtype} {list(x.shape)}\n".encode())
@@ -235,17 +241,15 @@ def _write(
     from safetensors.torch import save_file
 
     write_yaml(work / "config.yaml", config)
+    (work / "spec.json").write_text(json.dumps(spec.to_json(), indent=1))
     plain = {name: x.detach().cpu().contiguous() for name, x in weights.items()}
-    save_file(plain, work / "model.safetensors", {"sha256": digest(plain)})
+    texts = {name: _hash(work / name) for name in TEXTS}
+    save_file(plain, work / "model.safetensors", {**texts, HASH: digest(plain, texts)})
     if train_state is not None:
         try:
             torch.save(dict(train_state), work / STATE)
         except RuntimeError as e:  # how torch says that a disk is full
             raise OSError(errno.EIO, str(e).splitlines()[0]) from e
-    hashes = {file.name: _hash(file) for file in work.iterdir() if file.name != "model.safetensors"}
-    data = spec.to_json()
-    data["hashes"] = hashes | {"spec.json": hashlib.sha256(_canonical(data)).hexdigest()}
-    (work / "spec.json").write_text(json.dumps(data, indent=1))
 
 
 def _make(folder: Path) -> None:
@@ -261,28 +265,22 @@ def _hash(file: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def _canonical(data: Mapping[str, Any]) -> bytes:
-    return json.dumps({k: v for k, v in data.items() if k != "hashes"}, sort_keys=True).encode()
+def _as_saved(folder: Path, text: str) -> bool:
+    """Whether a text is the one that was saved beside the weights; older weights do not say."""
+    from safetensors import safe_open
 
-
-def _hashes(folder: Path) -> dict[str, str]:
-    """{file: sha256} as saved; empty for checkpoints older than this."""
     try:
-        found = json.loads((folder / "spec.json").read_text()).get("hashes", {})
-    except (OSError, ValueError):  # said where it is read
-        return {}
-    return found if isinstance(found, dict) else {}
+        with safe_open(folder / "model.safetensors", "pt") as f:
+            wanted = (f.metadata() or {}).get(text)
+    except (OSError, SafetensorError):  # said where the weights are read
+        return True
+    return wanted is None or wanted == _hash(folder / text)
 
 
-def _as_saved(folder: Path, name: str, data: bytes) -> bool:
-    wanted = _hashes(folder).get(name)
-    return wanted is None or wanted == hashlib.sha256(data).hexdigest()
-
-
-def _notice(folder: Path, name: str, data: bytes) -> None:
+def _notice(folder: Path, text: str) -> None:
     """People may edit a text; what acts then is said."""
-    if not _as_saved(folder, name, data):
-        _say(f"polyarm: {folder / name} is not as it was saved; it acts as it now stands")
+    if not _as_saved(folder, text):
+        _say(f"polyarm: {folder / text} is not as it was saved; it acts as it now stands")
 
 
 @cache
@@ -296,7 +294,7 @@ def _reading(file: Path) -> Iterator[None]:
     """What can be wrong with a checkpoint's file, in one sentence."""
     wrong = (
         *(OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, RuntimeError),
-        *(pickle.UnpicklingError, SafetensorError, YAMLError, OmegaConfBaseException),
+        *(pickle.UnpicklingError, BadZipFile, SafetensorError, YAMLError, OmegaConfBaseException),
     )
     try:
         yield

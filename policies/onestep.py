@@ -180,10 +180,7 @@ def _load(path: str | None, student: OneStepPolicy) -> Policy:
 @torch.no_grad()
 def _sees_the_angle(policy: Policy) -> bool:
     obs = {
-        stream.name: torch.zeros(
-            (1, policy.n_obs_steps, *stream.shape),
-            dtype=torch.uint8 if stream.kind in ("image", "text") else torch.float32,
-        )
+        stream.name: torch.zeros((1, policy.n_obs_steps, *stream.shape), dtype=getattr(torch, stream.dtype))
         for stream in policy.obs_space.streams
     }
     cond, _ = policy.encode(obs, ())

@@ -131,14 +131,7 @@ def spec_of(world: Any, name: str) -> Spec:
 
 def observation_space(obs: ObsSpace) -> spaces.Dict:
     """The gymnasium space of these streams. Low-dim bounds are open: physics overshoots whatever one would write."""
-    return spaces.Dict(
-        {
-            s.name: spaces.Box(-np.inf, np.inf, s.shape, np.float32)
-            if s.low_dim
-            else spaces.Box(0, 255, s.shape, np.uint8)
-            for s in obs.streams
-        }
-    )
+    return spaces.Dict({s.name: spaces.Box(*s.range, s.shape, np.dtype(s.dtype).type) for s in obs.streams})
 
 
 def command(action: np.ndarray, space: spaces.Box, world: str) -> np.ndarray:

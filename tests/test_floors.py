@@ -23,6 +23,7 @@ TOGETHER = {1, 5, 6}
 """Floors whose rooms may use each other; on the others they may not."""
 TORCHLESS = (
     "spec",
+    "trust",
     "rotation",
     "relative",
     "text",

@@ -41,6 +41,8 @@ def collect_task(config: Any) -> dict[str, Any]:
     task, c = config.task, config.collect
     if task.expert is None:
         raise UserError(f"task {task.name} has no scripted expert: choose one that has, or record demonstrations")
+    if c.path is None:
+        raise UserError("collect.path has no value: give the store to write as collect.path=...")
     workers = count_workers(c.workers, c.episodes)
     return collect(task.env_id, world_kwargs(task), task.expert, c.path, c.episodes, c.seed, workers)
 

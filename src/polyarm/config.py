@@ -18,7 +18,7 @@ from hydra.errors import HydraException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
-from yaml import YAMLError
+from yaml import YAMLError, safe_load
 
 from polyarm.choices import CONFIGS as CONFIGS  # noqa: PLC0414  known by this name elsewhere
 from polyarm.choices import find, groups, options, sources
@@ -32,6 +32,8 @@ PACKAGES = {"body": "policy.body", "encoder": "policy.encoder", "sampler": "poli
 """Where a group's settings go, if not under its own name."""
 SECTIONS = ("data", "train", "eval", "collect")
 """Parts of the root file whose settings every configuration has."""
+RUN_FILE = "config.yaml"
+"""Name of the file in which a run or a checkpoint holds its whole configuration."""
 NEEDED = ("task.name", "task.env_id", "task.streams", "task.measure", "policy.name")
 """Settings of a task and a policy that nothing works without."""
 
@@ -75,6 +77,9 @@ def hydra() -> Iterator[Hydra]:
         GlobalHydra.instance().hydra = outer
 
 
+_PLAIN: list[DictConfig] = []
+
+
 class Hydra:
     def compose(self, words: Sequence[str]) -> DictConfig:
         """Of words in hydra's grammar, not resolved."""
@@ -84,7 +89,10 @@ class Hydra:
             raise explain(e, words) from e
 
     def plain(self) -> DictConfig:
-        return self.compose([])
+        """The root file as it is."""
+        if not _PLAIN:
+            _PLAIN.append(self.compose([]))
+        return _PLAIN[0].copy()
 
     def searchpath(self) -> list[str]:
         more = [quoted(f"file://{folder.absolute()}") for folder in sources()[1:]]
@@ -290,15 +298,20 @@ def keys(config: DictConfig, like: str) -> list[str]:
 
 
 def read_yaml(path: Path) -> DictConfig:
-    """A file of settings; one that is cut off, empty or no mapping raises `UserError` with its name."""
+    """A file of settings; one that is cut off, empty or no mapping raises `UserError` with its name. A run's config.yaml holds
+    every part of a configuration."""
     try:
-        config = OmegaConf.load(path)
+        text = path.read_text(encoding="utf-8")
+        config = OmegaConf.create(text) if isinstance(safe_load(text), dict) else None
     except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as e:
         raise UserError(f"{path} is no yaml ({_first_line(e)}): restore the file") from e
     except OSError as e:
         raise UserError(f"{path} cannot be read ({e.strerror}): restore the file, or give another folder") from e
     if not isinstance(config, DictConfig) or not config:
         raise UserError(f"{path} is not a mapping of settings: restore the file")
+    missing = [part for part in ("task", "policy", "output_dir", *SECTIONS) if config.get(part) is None]
+    if path.name == RUN_FILE and missing:
+        raise UserError(f"{path} has no {missing[0]}: it was cut off; restore the file")
     return config
 
 

@@ -13,6 +13,7 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString, Swee
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from polyarm.choices import groups, options
 from polyarm.ranges import RANGES
@@ -33,7 +34,7 @@ def hydra_word(word: str, config: DictConfig, sweep: bool = False) -> str:
         if key in PATHS and not (sweep and _reads(f"x={value}")):
             value = ",".join(map(_place, value.split(","))) if sweep else _place(value)
         elif not _reads(f"x={value}"):
-            value = quoted(value) if group or _takes_text(config, key) else value
+            value = _structure(value) or (quoted(value) if group or _takes_text(config, key) else value)
         elif group and not sweep and not isinstance(_parse(f"{key}={value}", word).value(), str | list | Sweep):
             if value.strip() == "null":
                 raise UserError(f"{word}: give {_one(key)}, or leave it out with ~{key}")
@@ -94,6 +95,24 @@ def _place(value: str) -> str:
     ):
         return value if _reads(f"x={value}") else quoted(value)
     return quoted(os.path.expanduser(value))
+
+
+def _structure(value: str) -> str | None:
+    """A list or mapping that yaml reads and hydra's grammar does not, such as [a=1, b=2], for hydra."""
+    try:
+        found = OmegaConf.to_container(OmegaConf.from_dotlist([f"x={value}"]))
+    except (YAMLError, OmegaConfBaseException):
+        return None
+    made = _literal(found["x"]) if isinstance(found, dict) and isinstance(found.get("x"), list | dict) else ""
+    return made if made and _reads(f"x={made}") else None
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{k}:{_literal(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_literal, value)) + "]"
+    return quoted(value) if isinstance(value, str) else "null" if value is None else str(value).lower()
 
 
 def _takes_text(config: DictConfig, key: str) -> bool:

@@ -91,7 +91,7 @@ def prepare(config: DictConfig, accelerator: Any = None, start: Path | None = No
     demos = open_demos(config.task)
     card = (state or {}).get("data")
     if card is not None:
-        train, val = same_split(card, demos.episode_ends, config.task.demos.path)
+        train, val = same_split(card, demos.episode_ends, config.task.demos.get("path"))
     else:
         n = len(demos.episode_ends)
         train, val = split_episodes(n, config.data.val_ratio, config.data.seed, config.data.max_train_episodes)
@@ -104,7 +104,7 @@ def prepare(config: DictConfig, accelerator: Any = None, start: Path | None = No
     if accelerator.process_index:  # built alike, then each process has dropout of its own
         torch.manual_seed(t.seed * 1_000_003 + accelerator.process_index)
     windows = _windows(config, policy, demos, spec, train)
-    held_out = _windows(config, policy, demos, spec, val) if len(val) else None
+    held_out = windows.over(val) if len(val) else None
     return Job(accelerator, spec, policy, windows, held_out, demos, card, state)
 
 
@@ -176,7 +176,7 @@ def _fit_scales(demos: Demos, config: DictConfig, episodes: np.ndarray) -> Spec:
 
 
 def _saved_spec(start: Path, demos: Demos, config: DictConfig) -> Spec:
-    spec, where = checkpoint.read_spec(start), str(config.task.demos.path)
+    spec, where = checkpoint.read_spec(start), str(config.task.demos.get("path"))
     require_obs(spec.obs, demos.spec.obs, "this run", where)
     require_actions(spec.action, demos.spec.action, "this run", where)
     return replace(spec, versions={**spec.versions, **versions()})

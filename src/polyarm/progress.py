@@ -32,6 +32,8 @@ class Bar:
             self.bar = Progress(*columns, console=Console(stderr=True))
             self.bar.start()
             self.task = self.bar.add_task(self.title, total=self.total, completed=self.first, note="")
+        elif self.show:
+            print(f"{self.title}: {self.first}/{self.total}", file=sys.stderr, flush=True)
         return self
 
     def at(self, done: int, note: str = "") -> None:

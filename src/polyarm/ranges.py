@@ -238,7 +238,7 @@ POLICY: dict[str, Rule] = {
     "keypoints": SIZE, "features": any_of(SIZE, NULL), "crop": CROP, "short_side": whole(1, 2**16),
     "n_chunks": whole(1, 10**4), "reset_interval": COUNT, "orthogonal": number(0), "place_std": number(0),
     "gate_bias": any_of(PAIR, NULL), "gate_temperature": number(above=0),
-    "goal_steps": whole(0, 10**4), "goal_dropout": SHARE, "guidance": number(),
+    "goal_steps": whole(0, 10**4), "goals": whole(0, 10**4), "goal_dropout": SHARE, "guidance": number(),
     "goal_channels": any_of(several(whole(0), "a list of channels, such as [6, 7, 8]", 0), NULL),
     "steps": whole(1, 10**5), "extra": whole(0, 10**5), "act_steps": whole(1, 10**5), "limit": any_of(number(above=0), NULL),
     "rate": any_of(number(above=0), NULL), "temperature": any_of(number(above=0), NULL), "energy_limit": number(above=0),

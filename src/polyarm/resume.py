@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
-from polyarm.config import CONFIGS, PACKAGES, SECTIONS, compose, read_yaml
+from polyarm.config import CONFIGS, PACKAGES, SECTIONS, compose
 from polyarm.policies import checkpoint
 from polyarm.spec import UserError
 
@@ -37,7 +37,7 @@ def look(run: Path, config: DictConfig) -> Path | None:
         return None
     if not config.train.resume:
         raise UserError(f"{run} holds a run already: give another output_dir, or train.resume=true to go on with it")
-    _require_same(run, read_yaml(began), config)
+    _require_same(run, checkpoint.read_config(began.parent, config), config)
     ready = [folder for folder in whole if (folder / "train_state.pt").is_file()]
     if not ready:
         _require_nothing(run)

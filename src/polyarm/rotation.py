@@ -39,24 +39,29 @@ def convert(x: Any, source: str, target: str) -> Any:
 
 
 def space_as(space: ActionSpace, layout: str | None) -> ActionSpace:
-    """`space` with its rotations in `layout` (None, "none": as they are): channels are renamed, units changed, the scale
-    dropped. Raises UserError for a space without rotations."""
+    """`space` with its rotations in `layout` (None, "none": as they are): channels are renamed, units changed, and the scale,
+    which was fitted on other numbers, is dropped. Raises UserError for a space without rotations."""
     if layout in (None, "none", space.rotation):
         return space
     if layout not in CHANNELS:
         raise unknown("rotation layout", layout, CHANNELS)
     _require_rotations(space, layout)
     unit = "rad" if layout == "rotvec" else "1"
-    names, units, starts = list[str](), list[str](), list[int]()
+    names, units, starts, relative = list[str](), list[str](), list[int](), list[str]()
     for turn, part in _pieces(space):
         if turn is None:
             names += space.names[part]
             units += space.units[part]
+            relative += space.relative[part] if space.relative else ()
             continue
         starts.append(len(names))
         names += [f"{name}_{turn}" if len(space.rotations) > 1 else name for name in CHANNELS[layout]]
         units += [unit] * len(CHANNELS[layout])
-    return replace(space, names=tuple(names), units=tuple(units), rotation=layout, rotations=tuple(starts), scale=None)
+        relative += [""] * len(CHANNELS[layout])  # no difference describes a rotation
+    return replace(
+        space, names=tuple(names), units=tuple(units), rotation=layout, rotations=tuple(starts), scale=None,
+        relative=tuple(relative) if space.relative else None,
+    )  # fmt: skip
 
 
 def rows_as(rows: Any, space: ActionSpace, layout: str | None) -> Any:

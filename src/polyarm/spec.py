@@ -18,8 +18,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from difflib import get_close_matches
 from functools import lru_cache
-from math import isfinite
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from math import inf, isfinite
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,9 +30,28 @@ Array = TypeVar("Array")
 SCHEMA = 1
 """Version of `spec.json` and of the demo store's attributes; a change brings a migration and a golden file."""
 
-StreamKind = Literal["state", "image", "depth", "points", "text", "goal"]
 ActionKind = Literal["trajectory", "keypose"]
-LOW_DIM: tuple[StreamKind, ...] = ("state", "goal")
+
+
+class Kind(NamedTuple):
+    """What every value of a stream of one kind is."""
+
+    dtype: Literal["float32", "uint8"]
+    range: tuple[int | float, int | float]
+    """The values a stream may hold, both ends included."""
+    low_dim: bool = False
+    """One named channel a number, scaled by what demonstrations hold."""
+
+
+KINDS: Mapping[str, Kind] = {
+    "state": Kind("float32", (-inf, inf), low_dim=True),
+    "goal": Kind("float32", (-inf, inf), low_dim=True),
+    "image": Kind("uint8", (0, 255)),
+    "depth": Kind("float32", (0, inf)),
+    "points": Kind("float32", (-inf, inf)),
+    "text": Kind("uint8", (0, 255)),
+}
+"""The kinds of streams there are. A new one is a line here."""
 
 
 class UserError(ValueError):
@@ -124,7 +143,7 @@ class Stream:
     """
 
     name: str
-    kind: StreamKind
+    kind: str
     shape: tuple[int, ...]
     names: tuple[str, ...] = ()
     units: tuple[str, ...] = ()
@@ -132,6 +151,8 @@ class Stream:
     scale: Scale | None = None
 
     def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise unknown(f"kind of stream {self.name!r}", self.kind, KINDS)
         if self.low_dim and len(self.names) != self.shape[0]:
             raise UserError(
                 f"stream {self.name!r} is {self.shape[0]} wide with {len(self.names)} channel names: name every channel"
@@ -139,7 +160,16 @@ class Stream:
 
     @property
     def low_dim(self) -> bool:
-        return self.kind in LOW_DIM
+        return KINDS[self.kind].low_dim
+
+    @property
+    def dtype(self) -> Literal["float32", "uint8"]:
+        return KINDS[self.kind].dtype
+
+    @property
+    def range(self) -> tuple[int | float, int | float]:
+        """The least and the largest value it may hold."""
+        return KINDS[self.kind].range
 
 
 @dataclass(frozen=True)

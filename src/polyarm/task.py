@@ -2,36 +2,79 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from polyarm.config import cpus
+from polyarm.config import CONFIGS, cpus, make
 from polyarm.datasets.demos import Demos
-from polyarm.datasets.field import Field, FieldStore
-from polyarm.datasets.store import Store
-from polyarm.datasets.turned import Turned
+from polyarm.datasets.rotated import Rotated
 from polyarm.spec import Spec, UserError
 
 
 def open_demos(task: DictConfig) -> Demos:
-    """The task's demonstrations, with the actions' rotations as `action_rotation` says. A store of polyarm's own says what its
-    numbers mean; for the field's files the world does."""
-    demos = _open_demos(task)
+    """The task's demonstrations, with the actions' rotations as `action_rotation` says.
+
+    `demos` names by `_target_` what opens them, any function of its other settings that gives a `Demos`. One that takes `spec`
+    is given the world's, for files that do not say what their numbers mean.
+    """
+    node = _with_target(task.demos)
+    opening = make(node)
+    takes = inspect.signature(opening.partial.func).parameters
+    try:
+        demos = opening(**({"spec": world_spec(task)} if "spec" in takes else {}))
+    except (UserError, OSError) as e:
+        if isinstance(e, UserError) and has_demos(task):
+            raise
+        raise _missing(task, e) from e
+    if not isinstance(demos, Demos):
+        raise UserError(
+            f"task.demos._target_={node._target_} gives {type(demos).__name__}: give what keeps polyarm.datasets.demos.Demos"
+        )
     layout = task.get("action_rotation")
-    return demos if layout is None else Turned(demos, layout)
+    return demos if layout is None else Rotated(demos, layout)
 
 
-def _open_demos(task: DictConfig) -> Demos:
-    path = Path(task.demos.path)
-    if not path.exists():
-        hint = f"make them with `polyarm collect task={task.name}`" if task.expert else "put them there"
-        raise UserError(f"the demonstrations {path} do not exist: {hint}, or name others with task.demos.path=...")
-    if task.demos.fields is None:
-        return Store.open(path)
-    fields = OmegaConf.to_container(task.demos.fields)
-    return FieldStore(path, world_spec(task), {name: Field.of(name, where) for name, where in fields.items()})
+def has_demos(task: DictConfig) -> bool:
+    """Whether there is something at `task.demos.path`; true for demonstrations that lie at no path."""
+    path = task.demos.get("path")
+    return path is None or Path(path).exists()
+
+
+def _with_target(demos: DictConfig) -> DictConfig:
+    """Checkpoints older than `_target_` told the two kinds of files by `fields`."""
+    if "_target_" in demos:
+        return demos
+    if demos.get("fields") is None:
+        return OmegaConf.create({"_target_": "polyarm.datasets.store.open_store", "path": demos.path})
+    return OmegaConf.create({"_target_": "polyarm.datasets.replay_buffer.open_replay_buffer", **demos})
+
+
+def _missing(task: DictConfig, error: Exception) -> UserError:
+    path = task.demos.get("path")
+    if has_demos(task):
+        return UserError(
+            f"the demonstrations {path or ''} cannot be opened ({error}): name others with task.demos.path=..."
+        )
+    if task.expert:
+        command = shlex.join(["polyarm", "collect", f"task={task.name}", f"task.demos.path={path}"])
+        hint = f"make them with `{command}`"
+    else:
+        variable = _variable(task.name)
+        hint = f"set ${variable} to where they are" if variable else "put them there"
+    return UserError(f"the demonstrations {path} do not exist: {hint}, or name others with task.demos.path=...")
+
+
+def _variable(task: str) -> str | None:
+    """The environment variable that the task's file looks at for its demonstrations."""
+    file = CONFIGS / "task" / f"{task}.yaml"
+    text = file.read_text() if file.exists() else ""
+    found = re.search(r"^  path: \$\{oc\.env:(\w+)", text, re.MULTILINE)
+    return found[1] if found else None
 
 
 def world_kwargs(task: DictConfig) -> dict[str, Any]:

@@ -262,10 +262,14 @@ class _Rollouts:
 
     def run(self, policy: Policy) -> dict[str, Any]:
         from polyarm.eval.judge import judge, terms
+        from polyarm.policies.pick import Picked
 
+        device = next(policy.parameters()).device  # type: ignore[attr-defined]
+        if self.config.eval.pick > 1:
+            policy = Picked(policy, policy, self.config.eval.pick)
         first = self.config.eval.seed + self.SEEDS
         seeds = range(first, first + self.episodes)
-        _, found = judge(policy, self.worlds, seeds, **terms(self.config))
+        _, found = judge(policy, self.worlds, seeds, **terms(self.config), device=device)
         return {name: found[name] for name in ("success_rate", "score", "interval", "n")}
 
     def close(self) -> None:

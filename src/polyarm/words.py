@@ -57,12 +57,9 @@ class Words:
     @contextmanager
     def in_force(self) -> Iterator[None]:
         """Within it, yaml of `--configs` is found, and its modules and those of `--trust` are trusted."""
-        from polyarm.trust import trust
+        from polyarm.trust import trusting
 
-        with adding(self.configs):
-            modules = [*self.trusted, *(m for folder in self.configs for m in named_modules(folder))]
-            if modules:
-                trust(*dict.fromkeys(modules))
+        with adding(self.configs), trusting(self.trusted, self.configs):
             yield
 
 
@@ -112,13 +109,6 @@ def _option(words: Words, name: str, value: str) -> None:
             f"--configs {value} is no folder: give one that holds policy/NAME.yaml, task/NAME.yaml or the like"
         )
     words.configs.append(folder.absolute())
-
-
-def named_modules(folder: Path) -> list[str]:
-    """Modules that `_target_`s in a folder's yaml name: they are the user's own."""
-    text = "\n".join(file.read_text(errors="replace") for file in sorted(folder.rglob("*.yaml")))
-    targets = re.findall(r"_target_['\"]?\s*:\s*['\"]?([\w.]+)\.\w+", text)
-    return sorted({t for t in targets if not t.startswith("polyarm.")})
 
 
 def _number(word: str) -> float | None:

@@ -191,27 +191,29 @@ def test_a_flipped_bit_of_the_weights_is_noticed(saved):
 
 def test_weights_older_than_the_hash_load(saved):
     folder, _ = saved
-    save_file(load_file(folder / "model.safetensors"), folder / "model.safetensors")
-    spec = json.loads((folder / "spec.json").read_text())
-    del spec["hashes"]
-    (folder / "spec.json").write_text(json.dumps(spec))
-    checkpoint.load(folder)
+    for about in (None, {"format": "pt"}):
+        save_file(load_file(folder / "model.safetensors"), folder / "model.safetensors", about)
+        checkpoint.load(folder)
 
 
-def test_a_flipped_bit_of_the_training_state_is_noticed(kept):
+def test_a_flipped_bit_of_the_training_state_changes_nothing_unnoticed(kept):
+    """A bit that says nothing (a date, padding) may pass. Mutation: do not look at the checksums."""
     folder = checkpoint.steps(kept)[-1]
-    file = folder / "train_state.pt"
-    for _ in _bits(file, range(0, 8 * file.stat().st_size, 8 * 101 + 3)):
-        with pytest.raises(UserError, match=r"train_state\.pt"):
-            checkpoint.read_train_state(folder)
-    assert torch.equal(checkpoint.read_train_state(folder)["x"], torch.arange(3))
+    file, noticed = folder / "train_state.pt", 0
+    for _ in _bits(file, range(0, 8 * file.stat().st_size, 8 * 7 + 3)):
+        try:
+            assert torch.equal(checkpoint.read_train_state(folder)["x"], torch.arange(3))
+        except UserError as e:
+            noticed += 1
+            assert "train_state.pt" in str(e) and "\n" not in str(e)
+    assert noticed > 20
 
 
 @pytest.mark.parametrize(
     "name, old, new", [("config.yaml", "episodes: 100", "episodes: 108"), ("spec.json", "World-v1", "World-v3")]
 )
 def test_an_edited_text_acts_and_is_said(saved, capfd, name, old, new):
-    """Mutation: leave the file out of `hashes`."""
+    """Mutation: leave the file out of `TEXTS`."""
     folder, _ = saved
     checkpoint.load(folder)
     assert not capfd.readouterr().err

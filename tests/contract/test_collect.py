@@ -142,6 +142,59 @@ def test_an_error_in_a_worker_arrives_and_what_came_before_is_kept(toy, tmp_path
     assert content(tmp_path / "demos.zarr")["seeds"] == [0, 1, 3]
 
 
+@pytest.mark.parametrize("writes", [0, 1, 7, 10, 11, 12, 31])
+def test_a_full_disk_is_one_sentence_and_costs_nothing(toy, tmp_path, monkeypatch, writes):
+    """Twelve writes an episode, of which the eleventh commits it. A mutation that turns this red: an error of the disk that is not caught where it is written."""
+    from polyarm.datasets.disk import Disk
+
+    put, left = Disk.put, iter(range(writes))
+
+    def fill(*arguments):
+        if next(left, None) is None:
+            raise OSError(28, "No space left on device")
+        put(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Disk, "put", fill)
+        with pytest.raises(
+            UserError, match="demos.zarr cannot be written .No space left on device.: free space, or give a path"
+        ):
+            toy(5)
+    assert content(tmp_path / "demos.zarr")["seeds"] == [0, 1, 3, 4, 6][: (writes + 1) // 12]
+    toy(5)
+    toy(5, "whole.zarr")
+    assert content(tmp_path / "demos.zarr") == content(tmp_path / "whole.zarr")
+
+
+def test_a_folder_that_nobody_may_write_is_one_sentence(toy, tmp_path, monkeypatch):
+    """Root writes anywhere, so making the folder fails instead."""
+    import zarr
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(zarr, "create_group", refuse)
+    with pytest.raises(UserError, match="demos.zarr cannot be written .Permission denied.: free space, or give a path"):
+        toy(2)
+    assert not any("zarr" in p.name for p in tmp_path.iterdir())
+
+
+def test_what_is_no_store_is_not_written_to(toy, tmp_path):
+    import zarr
+
+    (tmp_path / "page.zarr").write_text("<html>")
+    (tmp_path / "folder.zarr").mkdir()
+    (tmp_path / "folder.zarr/notes.txt").write_text("mine")
+    zarr.create_group(tmp_path / "buffer.zarr", zarr_format=2)
+    before = sorted(tmp_path.rglob("*"))
+    for name in ("page.zarr", "folder.zarr", "buffer.zarr"):
+        with pytest.raises(UserError, match=f"{name} is not a store of demonstrations"):
+            toy(2, name)
+    assert [p for p in sorted(tmp_path.rglob("*")) if "__pycache__" not in str(p) and p.parent.name != "pids"] == [
+        p for p in before if "__pycache__" not in str(p) and p.parent.name != "pids"
+    ]
+
+
 def start(tmp_path, episodes):
     # a test run started in the background ignores Ctrl-C, and its children would too
     code = (

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polyarm.datasets.field import Field, FieldStore
+from polyarm.datasets.replay_buffer import Field, ReplayBuffer
 from polyarm.datasets.windows import Loader, Windows, split_episodes, window_table
 from polyarm.spec import ActionSpace, ObsSpace, Spec, Stream, UserError
 
@@ -129,6 +129,40 @@ def test_episodes_too_short_for_a_chain_are_listed():
     assert w.short.tolist() == [1] and set(w.episode) == {0, 2}
 
 
+def test_what_gives_no_window_is_said():
+    """Mutations: episodes counted from 1; those of the whole file counted where some were asked for."""
+    w = windows([20, 6] * 4, horizon=16, n_obs_steps=2, n_action_steps=8)
+    said = w.left_out()
+    assert said.startswith(
+        "4 of 8 episodes are left out, shorter than a window (episodes 1, 3, 5, 7; at most 6 rows, 8 are"
+    )
+    assert said.endswith("lower policy.horizon or give data.pad_after=all")
+    assert w.over([0, 1, 2]).left_out().startswith("1 of 3 episodes are left out, shorter than a window (episodes 1;")
+    assert w.over([0, 2]).left_out() == windows([20, 6] * 4, horizon=16, pad_after=14).left_out() == ""
+    many = windows([20] + [6] * 30, horizon=16, n_obs_steps=2, n_action_steps=8).left_out()
+    assert "(episodes 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, ...; at most" in many
+
+
+def test_as_many_rows_as_are_said_to_be_needed_give_a_window():
+    for length in range(1, 20):
+        lengths, settings = [30, length], {"horizon": 12, "n_obs_steps": 3, "n_action_steps": 4}
+        assert bool(windows(lengths, **settings).left_out()) == (length < 7)
+    assert "7 are needed" in windows([30, 2], **settings).left_out()
+
+
+def test_windows_of_other_episodes_share_what_is_loaded():
+    """A mutation that turns this red: loading anew for validation."""
+    w = windows([9, 7, 12])
+    other = w.over([2])
+    apart = windows([9, 7, 12], episodes=[2])
+    assert len(other) == len(apart) < len(w) and len(w) == len(windows([9, 7, 12]))
+    ours, theirs = (x.__getitems__(range(len(x))).obs for x in (other, apart))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ("q", "top"))
+    assert all(other.rows(name) is w.rows(name) for name in ("q", "top")) and other._action is w._action
+    with pytest.raises(UserError, match="no episode holds"):
+        windows([30, 2], horizon=12, n_obs_steps=3, n_action_steps=4).over([1])
+
+
 def test_images_that_do_not_fit_are_read_for_each_batch_and_are_the_same():
     held, read = windows([9, 7]), windows([9, 7], ram_gib=0.0)
     items = [3, 0, 11, 3]
@@ -142,7 +176,7 @@ def pusht(path, **streams):
         "image": Stream("image", "image", (96, 96, 3)),
     }
     spec = Spec(ObsSpace(tuple(known[s] for s in streams), 10.0), ActionSpace(XY, ("px", "px"), "world", 10.0))
-    return FieldStore(path, spec, {**streams, "action": Field("action")})
+    return ReplayBuffer(path, spec, {**streams, "action": Field("action")})
 
 
 def test_the_human_pusht_demonstrations(pusht_zarr):

@@ -143,6 +143,35 @@ def test_a_goal_starts_anywhere_in_what_is_left_and_nowhere_else():
     assert (rows[~given] < stop).all() and (rows[~given] >= 0).all()
 
 
+@pytest.mark.parametrize("last", [False, True])
+def test_a_goal_never_shows_another_episode(last):
+    """Also where an episode is shorter than a goal: its first row repeats. Mutations: rows kept from row 0 alone; rows that
+    wrap to the end of the file."""
+    lengths = [3, 30, 1, 9, 2, 4]
+    of = demos(lengths)
+    windows = Windows(of, of.spec, horizon=4, n_obs_steps=2, n_action_steps=2, pad_after=3)
+    for length in (1, 3, 5, 40):
+        goals = Goals(windows, of, of.spec, length=length, seed=0, after=2, last=last)
+        clip = goals.__getitems__(np.arange(2 * len(goals)))
+        goal, given = clip.obs["goal.arm"][:, 0].numpy(), clip.obs["goal.given"][:, 0].numpy()
+        episode = np.tile(windows.episode, 2)
+        assert (goal[..., 0] == episode[:, None]).all() and set(episode) == set(range(6))
+        rows = np.array(lengths)[episode]
+        assert (goal[..., 1] >= 0).all() and (goal[..., 1] < rows[:, None]).all()
+        assert (goal[~given, -1, 1] == rows[~given] - 1).all() and (last or not given[rows <= length].any())
+        assert (goal[rows < length, 0, 1] == 0).all() and np.isin(np.diff(goal[..., 1]), (0, 1)).all()
+
+
+def test_goals_share_the_rows_of_their_windows():
+    """A mutation that turns this red: streams read again from the file, image by image."""
+    of = demos([9, 12])
+    windows = Windows(of, of.spec, horizon=4, n_obs_steps=2, n_action_steps=2)
+    read = []
+    of.stream = read.append
+    goals = Goals(windows, of, of.spec, length=1, seed=0)
+    assert goals._streams["arm"] is windows.rows("arm") and not read
+
+
 def test_goal_numbers_depend_on_seed_epoch_and_window_alone():
     """splitmix64: uniform by quantiles, uncorrelated between neighbours, whatever the order they are asked in."""
     index = np.arange(50_000)

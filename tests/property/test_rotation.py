@@ -10,11 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from polyarm.datasets.scale import fit_spec
-from polyarm.datasets.turned import Turned
+from polyarm.datasets.rotated import Rotated
+from polyarm.datasets.scale import check, fit_spec
 from polyarm.eval.rollout import require_world, rollout
 from polyarm.policies.generate.angle import linear_flow
 from polyarm.policies.generate.sample import Sampler, euler
+from polyarm.policies.policy import Plain
 from polyarm.rotation import CHANNELS, convert, rows_as, space_as
 from polyarm.spec import ActionSpace, ObsSpace, Scale, Spec, Stream, UserError, require_actions
 
@@ -115,6 +116,27 @@ def test_a_row_of_two_arms_is_turned_in_place_and_back():
     assert space_as(space, None) is space and rows_as(rows, space, None) is rows
 
 
+def test_nothing_that_was_fitted_in_another_layout_stays():
+    """A scale has one gain a channel, and channels of another layout have other ranges. Mutations: the scale kept, also where
+    both layouts are as wide; what is relative kept by the old channels' places."""
+    fitted = replace(
+        POSE, scale=Scale(tuple(map(float, range(1, 8))), (0.0,) * 7), relative=("t.x", "", "", "", "", "", "t.g")
+    )
+    six = space_as(fitted, "rot6d_rows")
+    assert six.scale is None and six.relative == ("t.x", *[""] * 8, "t.g") and len(six.relative) == six.width
+    columns = space_as(replace(six, scale=Scale.identity(10)), "rot6d_columns")
+    assert columns.scale is None and columns.relative == six.relative
+    for same in (None, "none", POSE.rotation):  # as it is, scale and all
+        assert space_as(fitted, same) is fitted
+    demos = Poses()
+    demos.spec = Spec(demos.spec.obs, fitted)
+    seen = Rotated(demos, "rot6d_rows")
+    with pytest.raises(UserError, match="the action has no scale"):
+        check(seen.spec)
+    assert fit_spec(seen, seen.spec, "limits", "limits", [0, 1]).action.scale.gain[0] != 1.0
+    assert Rotated(demos, POSE.rotation).spec.action.scale == fitted.scale
+
+
 def test_what_has_no_rotation_is_not_turned():
     flat = replace(POSE, rotation="none", rotations=())
     with pytest.raises(UserError, match="layout is 'none' at channels .* task.action_rotation=null"):
@@ -145,7 +167,7 @@ class Poses:
 def test_demonstrations_are_read_in_the_layout_and_scaled_as_published():
     """Section 2 of Diffusion Policy's reference: limits on positions, identity on rotations. Mutations: limits on all,
     rotations fitted and found constant."""
-    demos = Turned(Poses(), "rot6d_rows")
+    demos = Rotated(Poses(), "rot6d_rows")
     assert demos.spec.action.rotation == "rot6d_rows" and demos.spec.action.width == 10
     rows = demos.stream("action")
     assert rows.dtype == np.float32 and rows.shape == (9, 10)
@@ -156,7 +178,7 @@ def test_demonstrations_are_read_in_the_layout_and_scaled_as_published():
     np.testing.assert_allclose(scale.do(rows)[:, [0, 1, 2, 9]].max(0), 1, atol=1e-6)
 
 
-class Pose:
+class Pose(Plain):
     """Answers with a 6D action whatever it sees."""
 
     name, n_obs_steps, n_action_steps = "pose", 1, 1

@@ -16,6 +16,7 @@ from polyarm.config import compose, explain, read_yaml
 from polyarm.grammar import parse
 from polyarm.ranges import BENCH, require
 from polyarm.spec import unknown
+from polyarm.task import has_demos
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def chosen(config: DictConfig) -> dict[str, Any]:
 
 def has_data(task: str, about: Any, out: Path) -> bool:
     config = compose_task(task, about, [], out)
-    if config.task.expert or Path(config.task.demos.path).exists():
+    if config.task.expert or has_demos(config.task):
         return True
     print(f"bench leaves out {task}: no demonstrations at {config.task.demos.path}", file=sys.stderr)
     return False

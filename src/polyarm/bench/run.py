@@ -19,6 +19,7 @@ from polyarm.bench.train import require_same, train, trained_for, unfinished
 from polyarm.collect import collect_task
 from polyarm.progress import Bar
 from polyarm.task import count_workers
+from polyarm.trust import trust, trusted
 
 
 def bench(name: str, words: Sequence[str]) -> dict[str, Any]:
@@ -28,6 +29,7 @@ def bench(name: str, words: Sequence[str]) -> dict[str, Any]:
     and evaluations run side by side, one core each; the time of a chunk is taken at the end, one policy after another.
     """
     config = read_plan(name, words)
+    entries = chosen(config)
     out = Path(config.output_dir)
     out.mkdir(parents=True, exist_ok=True)
     tasks = {t: s for t, s in config.tasks.items() if has_data(t, s, out)}
@@ -35,7 +37,6 @@ def bench(name: str, words: Sequence[str]) -> dict[str, Any]:
         c = compose_task(task, about, [], out)
         if c.task.expert:
             collect_task(c)
-    entries = chosen(config)
     made: dict[str, Any] = {}
     jobs: list[tuple[Any, ...]] = []
     for task, about in tasks.items():
@@ -49,7 +50,7 @@ def bench(name: str, words: Sequence[str]) -> dict[str, Any]:
         for wanted in mixtures(config, task, entries, out):
             mixed.append((judge_all, dict(config), dict(about), wanted, str(out)))
     total, done = len(jobs) + len(mixed), 0
-    pool = ProcessPoolExecutor(count_workers(config.workers, max(1, total)), get_context("spawn"))
+    pool = ProcessPoolExecutor(count_workers(config.workers, max(1, total)), get_context("spawn"), trust, trusted())
     try:
         with Bar(f"bench {name}", total) as bar:
             for wave in (first, rest, mixed):

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from polyarm.bench.plan import compose_task, run_of
-from polyarm.config import read_yaml
 from polyarm.grammar import setting
 from polyarm.spec import UserError
 
 
 def train(config: dict[str, Any], task: str, about: Any, entry: str, what: Any, out: Path) -> None:
+    from polyarm.policies import checkpoint
     from polyarm.train import fit, seconds_per_step
 
     run = run_of(out, task, entry)
@@ -20,7 +20,7 @@ def train(config: dict[str, Any], task: str, about: Any, entry: str, what: Any, 
     settings = [word.format(**known) for word in [*what["settings"], *(about.get("policies") or {}).get(entry, [])]]
     c = compose_task(task, about, [*settings, f"train.device={config['device']}", setting("output_dir", run)], out)
     if (run / "config.yaml").exists():  # begun before: the same number of steps
-        c.train.steps = read_yaml(run / "config.yaml").train.steps
+        c.train.steps = checkpoint.read_config(run, c).train.steps
     else:
         c.train.steps = 10_000
         budget = config["core_seconds"] * about.get("budget", 1)
@@ -51,5 +51,7 @@ def require_same(run: Path, terms: dict[str, Any]) -> None:
 def unfinished(run: Path) -> bool:
     if not (run / "config.yaml").exists():
         return True
-    steps = read_yaml(run / "config.yaml").train.steps
+    from polyarm.policies import checkpoint
+
+    steps = checkpoint.read_config(run).train.steps
     return not (run / "checkpoints" / f"step_{steps:08d}").exists()

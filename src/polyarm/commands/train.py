@@ -35,12 +35,13 @@ def run(words: Words) -> Any:
 def _sweep(words: Words) -> Any:
     from polyarm.grammar import setting
     from polyarm.sweep import Sweep
+    from polyarm.trust import trusted
 
     sweep = Sweep.of(words.settings)
     again = words.line() if words.gives("hydra.sweep.dir") else words.line(setting("hydra.sweep.dir", sweep.folder))
     say(f"sweep:   {len(sweep.jobs)} jobs in {sweep.folder}\nresume:  {again}")
     with stopping(f"what was saved in {sweep.folder} stays; `{again}` goes on from there"):
-        done, failed = sweep.run(words.trusted)
+        done, failed = sweep.run(trusted())
     if failed:
         which = "; ".join(f"{job}: {why}" for job, why in failed.items())
         raise UserError(

@@ -13,7 +13,7 @@ from polyarm.rotation import rows_as, space_as
 from polyarm.spec import Spec
 
 
-class Turned:
+class Rotated:
     """`demos` with the rotations of its action in `layout` (see `polyarm.rotation`); a `Demos`. The way back, before an
     action reaches a world, is `rows_as` with the world's layout. Raises UserError for actions without rotations."""
 
