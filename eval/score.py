@@ -67,7 +67,7 @@ def seeds_said(result: Mapping[str, Any]) -> str:
     seeds = "seed" if n == 1 else "seeds"
     if known is None:
         return f"{n} {seeds} (whether they were demonstrated is not known)"
-    return f"{n} {seeds}, {len(known)} of them demonstrated" if known else f"{n} fresh {seeds}"
+    return f"{n} {seeds} ({len(known)} of them demonstrated)" if known else f"{n} fresh {seeds}"
 
 
 def at_least(scores: Float[np.ndarray, "n"], stages: int) -> dict[str, float]:

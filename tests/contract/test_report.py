@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from polyarm.datasets.info import info
 from polyarm.datasets.store import Store
 from polyarm.eval import charts
-from polyarm.eval.report import duration, headline, write_report
+from polyarm.eval.report import duration, headline, training, write_report
 from polyarm.eval.score import Outcome, summary
 from polyarm.eval.video import write_mp4
 from polyarm.spec import ActionSpace, ObsSpace, Spec, Stream, UserError
@@ -221,6 +221,46 @@ def test_a_long_run_stays_a_light_page(tmp_path):
     write_report(tmp_path / "r.html", title="t", result=r, log=train_log(20_000))
     assert (tmp_path / "r.html").stat().st_size < 300_000
     assert not (tmp_path / "r.html.partial").exists()
+
+
+def curves(log):
+    """{label: (css, heights of its points)} of the loss chart."""
+    (chart,) = [c for c in training(log, "success")["charts"] if c.title == "Loss"]
+    drawn = [path for path in chart.paths if "whisker" not in path[0]]
+    return {label: (css, d.count("L")) for (css, label), (_, d) in zip(chart.legend, drawn, strict=True)}
+
+
+@pytest.mark.parametrize("rows", [5, 60])
+def test_each_loss_of_a_policy_is_drawn_by_its_name(rows, tmp_path):
+    """Mutation: draw the sum alone, or the held-out losses of the sum alone."""
+    more = lambda i: {"loss.actions": 0.7 / i, "loss.contact": 0.3 / i}
+    log = [{"step": i, "loss": 1 / i, **more(i)} for i in range(1, rows + 1)]
+    log += [{"step": i, "val_loss": 2.0, "val_loss.actions": 1.5, "val_loss.contact": 0.5} for i in (1, rows)]
+    found = curves(log)
+    assert {label: css for label, (css, _) in found.items() if label not in ("training", "smoothed")} == {
+        "held-out episodes": "bad", "actions": "c0", "held-out episodes, actions": "c0",
+        "contact": "c1", "held-out episodes, contact": "c1",
+    }  # fmt: skip
+    assert ("smoothed" in found) == (rows == 60) and "training" in found
+    assert found["actions"][1] == rows - 1 and found["held-out episodes, contact"][1] == 1
+    write_report(tmp_path / "r.html", title="t", result=result(), log=log)
+    page = Page(tmp_path / "r.html")
+    assert {"actions", "contact"} <= {e["text"] for e in page.all("span")}
+    assert set(curves(train_log())) == {"training", "smoothed", "held-out episodes"}
+
+
+def test_what_acted_and_what_failed_is_said(tmp_path):
+    r = result() | {
+        "checkpoint": "../checkpoints/step_00000020", "overrides": ["sampler=heun"], "notes": [f"no clips: {HOSTILE}"],
+        "acting": {"sampler": "heun", "denoising_steps": 5, "limit": None}, "demonstrated": [100_001],
+    }  # fmt: skip
+    write_report(tmp_path / "r.html", title="t", result=r)
+    page = Page(tmp_path / "r.html")
+    facts = page.facts()
+    assert facts["sampler"] == "heun" and facts["denoising steps"] == "5" and "limit" not in facts
+    assert facts["settings given"] == "sampler=heun" and facts["checkpoint"] == "../checkpoints/step_00000020"
+    assert [e["text"] for e in page.all("li")] == [f"no clips: {HOSTILE}"]
+    assert any(e["text"].startswith("97 of 100 seeds (1 of them demonstrated) solved;") for e in page.all("p"))
 
 
 def test_a_clip_of_unknown_kind_is_refused(tmp_path):

@@ -1,6 +1,6 @@
 """Minibatch optimal transport: which noise an action is trained with (Pooladian et al., 2023; Tong et al., 2024).
 
-Mutations: distances without the square; assign actions to noise instead of noise to actions; ignore the conditions.
+Mutations: distances without the square, of chunks or of conditions; assign actions to noise instead of noise to actions; ignore the conditions.
 """
 
 from itertools import permutations
@@ -28,6 +28,26 @@ def test_the_assignment_is_the_best_of_all_permutations(seed):
     got = assignment(noise, action)
     assert cost(got.tolist()) == pytest.approx(min(map(cost, permutations(range(6)))))
     assert cost(got.tolist()) < cost(range(6))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_conditions_count_by_their_squared_distance(seed):
+    """Of all ways to give six actions the noise that was drawn beside six conditions, the least sum of both squared distances;
+    with conditions as far apart as these another one than without the square."""
+    noise, action, cond = (
+        normal(6, 2, 2, seed=seed),
+        normal(6, 2, 2, seed=seed + 100),
+        2 * normal(6, 1, 3, seed=seed + 200),
+    )
+    far = torch.cdist(cond.flatten(1), cond.flatten(1))
+
+    def best(power):
+        cost = lambda order: (
+            (noise[list(order)] - action).square().sum() + 0.3 * far[range(6), list(order)].pow(power).sum()
+        )
+        return min(permutations(range(6)), key=cost)
+
+    assert tuple(assignment(noise, action, cond, 0.3).tolist()) == best(2) != best(1)
 
 
 def test_pairing_permutes_the_noise():

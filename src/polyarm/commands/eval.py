@@ -35,7 +35,8 @@ COMMAND = Command(
     run,
     "Judge a trained policy on fresh seeds, with an interval, clips and a report",
     "eval DIR [DIR ... --weights W W ...] [eval.episodes=N] [eval.seed=S] [output_dir=DIR] [key=value ...]",
-    "DIR is the output_dir of a training run, or one of its checkpoints. Results: result.json, report.html, clips/.\n"
+    "DIR is the output_dir of a training run, or one of its checkpoints. Results: result.json, report.html, clips/,\n"
+    "in eval/ of the run; those of another checkpoint or other settings beside it, under a name that says which.\n"
     "Several are mixed while they denoise, with weights that sum to one (default: equal).\n"
     "policy.sampler.angles.steps=N changes the denoising steps, eval.n_action_steps=N the rows executed of each chunk,\n"
     "eval.pick=K executes the best of K chunks by a policy's energy, eval.goals=false hides the goal.\n"
