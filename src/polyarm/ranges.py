@@ -203,7 +203,7 @@ RANGES: dict[str, Rule] = {
     "eval.device": DEVICE,
     "eval.threads": whole(1, 1024),
     "eval.allow_other_versions": SWITCH,
-    "collect.path": text("the store to fill, such as data/mine.zarr"),
+    "collect.path": any_of(text("the store to fill, such as data/mine.zarr"), NULL),  # null: demos that lie at no path
     "collect.episodes": whole(1, 10**6),
     "collect.seed": SEED,
     "collect.workers": any_of(words("auto"), whole(1, 1024)),

@@ -124,6 +124,31 @@ def test_the_commands_say_it_in_one_line(copy, capsys, file):
         assert said.count("\n") == 1 and str(copy / file) in said
 
 
+@pytest.mark.parametrize("array", ["data/q", "data/time_s", "meta/seed", "meta/success", "meta/episode_ends"])
+@pytest.mark.parametrize("change", [-2, -1, 1, 2000, "none"])
+def test_a_wrong_length_costs_no_episode(copy, array, change):
+    """The length of an array is in a file without checksum: what the chunks of episode_ends say is believed, and a writer does
+    not cut what was committed."""
+    want, rows = content(copy), Store.open(copy).frames
+    file = copy / array / "zarr.json"
+    found = json.loads(file.read_text())
+    found["shape"][0] = 0 if change == "none" else found["shape"][0] + change
+    file.write_text(json.dumps(found))
+    shorter = change == "none" or change < 0
+    if shorter and array != "meta/episode_ends":
+        for mode in ("r", "a"):
+            with pytest.raises(UserError, match=f"{array}/zarr.json says .* rows, where .*: the file is damaged"):
+                Store.open(copy, mode)
+    elif change == 2000 and array == "meta/episode_ends":
+        with pytest.raises(UserError, match="meta/episode_ends/c/1 is lost"):
+            Store.open(copy, "a")
+    else:
+        assert content(copy) == want
+        with Store.open(copy, "a") as store:
+            store.append(episode(5), 5)
+        assert content(copy)[3] == [*want[3], 5] and Store.open(copy).read("q")[:rows].tobytes() == want[5]
+
+
 def test_zeros_are_written(copy):
     """A chunk that is not there is then never one of zeros."""
     rows = Store.open(copy).frames

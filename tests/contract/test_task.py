@@ -17,7 +17,6 @@ from polyarm.datasets.replay_buffer import ReplayBuffer
 from polyarm.datasets.store import Store
 from polyarm.spec import ActionSpace, ObsSpace, Spec, Stream, UserError
 from polyarm.task import open_demos, world_spec
-from tests.contract.test_train import demos  # noqa: F401  a fixture
 
 MINE = '''
 import numpy as np
@@ -57,7 +56,7 @@ def task(opening):
     return config.task
 
 
-def test_a_users_own_opens_them(mine, demos):  # noqa: F811
+def test_a_users_own_opens_them(mine, demos):
     found = open_demos(task({"_target_": "my_demos.Reversed", "store": str(demos), "fast": True}))
     assert type(found).__name__ == "Reversed" and found.fast
     assert open_demos(task({"_target_": "my_demos.with_spec", "where": str(demos)})).spec.obs.names
@@ -71,7 +70,7 @@ def test_a_users_own_opens_them(mine, demos):  # noqa: F811
         open_demos(task({"_target_": "my_demos.Reverse", "store": str(demos)}))
 
 
-def test_a_users_own_trains(mine, demos, tmp_path):  # noqa: F811
+def test_a_users_own_trains(mine, demos, tmp_path):
     (tmp_path / "conf/task").mkdir(parents=True)
     text = OmegaConf.to_yaml(task({"_target_": "my_demos.Reversed", "store": str(demos)}))
     (tmp_path / "conf/task/mine.yaml").write_text(text)
@@ -85,7 +84,7 @@ def test_a_users_own_trains(mine, demos, tmp_path):  # noqa: F811
     assert main(["train", "--configs", f"{tmp_path}/conf", "task=mine", f"output_dir={tmp_path}/run", *words]) == 0
 
 
-def test_no_world_is_made_for_a_store(demos, monkeypatch):  # noqa: F811
+def test_no_world_is_made_for_a_store(demos, monkeypatch):
     def never(_):
         raise AssertionError
 
@@ -103,7 +102,7 @@ def buffer(path, spec, zarr_format=2):
     return path
 
 
-def test_what_checkpoints_said_before_there_were_targets_still_opens(demos, tmp_path):  # noqa: F811
+def test_what_checkpoints_said_before_there_were_targets_still_opens(demos, tmp_path):
     old = task({"path": str(demos), "fields": None})
     assert isinstance(open_demos(old), Store)
     path = buffer(tmp_path / "b.zarr", world_spec(old))
