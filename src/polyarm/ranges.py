@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import inf, isfinite
+from math import inf
 from typing import Any
 
 from polyarm.spec import UserError
@@ -48,9 +48,9 @@ def number(low: Real = -inf, high: Real = inf, above: Real = -inf, below: Real =
     """A finite number: `low` and `high` belong to the range, `above` and `below` do not."""
 
     def take(value: Any) -> Any:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float):
             raise Misfit
-        if not (low <= value <= high and above < value < below):
+        if not (low <= value <= high and above < value < below):  # which nan and inf never are
             raise Misfit
         return value
 

@@ -8,7 +8,6 @@ import pytest
 from polyarm.config import compose
 from polyarm.spec import UserError
 from polyarm.train import fit
-from tests.contract.test_train import demos  # noqa: F401  a fixture
 
 FORMS = "policy.form._target_=polyarm.policies.generate.forms."
 
@@ -33,7 +32,7 @@ FORMS = "policy.form._target_=polyarm.policies.generate.forms."
         (["train.device=gpu"], "train.device=gpu: give auto, cpu or cuda"),
     ],
 )
-def test_is_refused_before_anything_is_written(demos, tmp_path, words, message):  # noqa: F811
+def test_is_refused_before_anything_is_written(demos, tmp_path, words, message):
     with pytest.raises(UserError) as refused:
         fit(compose([f"task.demos.path={demos}", f"output_dir={tmp_path}/run", *words]))
     assert message in str(refused.value)

@@ -21,7 +21,6 @@ from polyarm.config import compose
 from polyarm.progress import Bar, waiting
 from polyarm.spec import UserError
 from polyarm.words import Words
-from tests.contract.test_train import demos  # noqa: F401  a fixture
 
 SMALL = ["policy.body.width=8", "policy.body.blocks=1", "train.steps=4", "train.batch_size=4", "train.log_every=4",
          "train.val_every=0", "train.checkpoint_every=2", "train.device=cpu"]  # fmt: skip
@@ -49,7 +48,7 @@ def said_line(text, label):
     return next(line.removeprefix(label).strip() for line in text.splitlines() if line.startswith(label))
 
 
-def test_without_an_output_dir_the_command_that_resumes_is_printed(demos, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_without_an_output_dir_the_command_that_resumes_is_printed(demos, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["train", f"task.demos.path={demos}", *SMALL, "train.steps=2"]) == 0
     text = capsys.readouterr().err
@@ -61,7 +60,7 @@ def test_without_an_output_dir_the_command_that_resumes_is_printed(demos, tmp_pa
     assert [p.name for p in (tmp_path / run / "checkpoints").glob("step_*4")] == ["step_00000004"]
 
 
-def test_ctrl_c_says_what_stays_and_the_command_to_go_on(demos, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_ctrl_c_says_what_stays_and_the_command_to_go_on(demos, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("polyarm.train.fit", lambda config: (_ for _ in ()).throw(KeyboardInterrupt()))
     out = f"{tmp_path}/lr=0.1 (2)"
     words = ["train", f"task.demos.path={demos}", f"output_dir={out}", *SMALL]
@@ -105,7 +104,7 @@ def test_what_a_disk_says_is_one_sentence(number, monkeypatch, capsys):
     assert error.startswith("polyarm: /x/y: no: ") and error.count("\n") == 1
 
 
-def test_a_folder_that_is_a_file_is_one_sentence(demos, tmp_path, capsys):  # noqa: F811
+def test_a_folder_that_is_a_file_is_one_sentence(demos, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert main(["train", f"task.demos.path={demos}", f"output_dir={tmp_path}/file/run", *SMALL]) == 2
     assert str(tmp_path / "file") in capsys.readouterr().err.splitlines()[-1]
@@ -144,7 +143,7 @@ def test_a_doctor_reports_what_is_broken(monkeypatch, capsys):
     assert "[264]" in capsys.readouterr().out, "brackets are no markup"
 
 
-def test_evaluation_takes_the_users_yaml(demos, tmp_path, capsys):  # noqa: F811
+def test_evaluation_takes_the_users_yaml(demos, tmp_path, capsys):
     run = tmp_path / "run"
     assert main(["train", f"task.demos.path={demos}", f"output_dir={run}", *SMALL]) == 0
     folder = tmp_path / "my yaml"

@@ -1,6 +1,6 @@
 """Every setting has a range as well as a type: none of these words trains, none ends in a traceback, each is one sentence.
 
-Mutations that turn it red: take a rule out of `RANGES` or `POLICY`; let `number` take nan; count `true` as 1; check after the
+Mutations that turn it red: take a rule out of `RANGES` or `POLICY`; let `number` take inf (`above <= value <= below`); count `true` as 1; check after the
 folder is claimed; let `_Made` catch TypeError alone.
 """
 
@@ -11,7 +11,6 @@ from polyarm.cli import main
 from polyarm.config import SECTIONS, compose, make, override
 from polyarm.ranges import BENCH, POLICY, RANGES
 from polyarm.spec import UserError
-from tests.contract.test_train import demos  # noqa: F401  a fixture
 
 BAD = [
     "train.steps=0",
@@ -172,7 +171,7 @@ TOGETHER = [line.split() for line in TOGETHER.replace("\n", " ; ").split(" ; ") 
 
 
 @pytest.mark.parametrize("words", [*([word] for word in BAD), *TOGETHER], ids=" ".join)
-def test_a_bad_word_is_one_sentence(words, demos, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_a_bad_word_is_one_sentence(words, demos, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     data = [] if any("demos" in w or w.startswith("~task") for w in words) else [f"task.demos.path={demos}"]
     assert main(["train", "train.device=cpu", *data, *words]) == 2

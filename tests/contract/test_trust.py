@@ -179,7 +179,7 @@ def test_yaml_makes_no_objects(run, tmp_path, canary, capsys, tag):
     change = lambda config, command: yaml.safe_dump(config) + "\nx: " + tag.replace("CMD", command)
     theirs = given(run, tmp_path, change, canary)
     assert main(["eval", str(theirs), *PLAY]) == 2
-    assert "config.yaml cannot be read" in capsys.readouterr().err and not canary.exists()
+    assert "config.yaml is no yaml" in capsys.readouterr().err and not canary.exists()
 
 
 @pytest.mark.parametrize("way", ["a number", "a module that acts when imported", "through the checkpoint", "a world"])
