@@ -12,152 +12,33 @@ from polyarm.config import SECTIONS, compose, make, override
 from polyarm.ranges import BENCH, POLICY, RANGES
 from polyarm.spec import UserError
 
-BAD = [
-    "train.steps=0",
-    "train.steps=-5",
-    "train.steps=1e30",
-    "train.steps=1.5",
-    "train.steps=many",
-    "train.steps=null",
-    "train.steps=",
-    "train.steps=[5]",
-    "train.steps=true",
-    "train.steps=nan",
-    "train.steps=inf",
-    "train.lr=-1",
-    "train.lr=0",
-    "train.lr=nan",
-    "train.lr=fast",
-    "train.lr=1e30",
-    "train.lr=[1",
-    "train.lr={a:1}",
-    "train.betas=[0.9]",
-    "train.betas=[0.9,0.99,0.999]",
-    "train.betas=[1.0,0.9]",
-    "train.betas=[-0.1,0.9]",
-    "train.betas=0.9",
-    "train.betas=[a,b]",
-    "train.betas=0.9,0.99",
-    "train.betas=null",
-    "train.seed=-1",
-    "train.seed=1e12",
-    "train.seed=0,1",
-    "train.threads=0",
-    "train.log_every=0",
-    "train.log_every=-3",
-    "train.val_every=-1",
-    "train.val_batches=0",
-    "train.checkpoint_every=-1",
-    "train.grad_clip=0",
-    "train.ema_decay=2",
-    "train.ema_decay=1",
-    "train.ema_power=-1",
-    "train.warmup_steps=-1",
-    "train.batch_size=0",
-    "train.batch_size=1e12",
-    "train.weight_decay=-1",
-    "train.rollout_every=-1",
-    "train.rollout_episodes=0",
-    "train.resume=maybe",
-    "train.device=tpu",
-    "train.mixed_precision=fp8",
-    "data.val_ratio=-1",
-    "data.val_ratio=1",
-    "data.num_workers=-1",
-    "data.seed=-1",
-    "data.ram_gib=-1",
-    "data.pad_after=some",
-    "data.pad_after=-1",
-    "data.constant=ignore",
-    "data.max_train_episodes=0",
-    "eval.episodes=0",
-    "eval.seed=-1",
-    "eval.n_envs=0",
-    "eval.workers=-1",
-    "eval.workers=many",
-    "eval.n_action_steps=0",
-    "eval.pick=0",
-    "eval.videos=-1",
-    "eval.device=gpu",
-    "eval.threads=0",
-    "eval.goals=2",
-    "collect.episodes=0",
-    "collect.seed=-1",
-    "collect.workers=0",
-    "collect.path=5",
-    "task.streams=[]",
-    "task.streams=cube",
-    "task.streams=[cube,cube]",
-    "task.streams=[1]",
-    "task.streams=[nope]",
-    "task.env_id=null",
-    "task.env_id=",
-    "task.measure=foo",
-    "task.demos.path=null",
-    "task.demos.path=2024",
-    "task.demos=5",
-    "task.obs_scale=log",
-    "task.action_scale=5",
-    "task.env_kwargs=5",
-    "task.name=null",
-    "task.expert=5",
-    "~task.streams",
-    "~task",
-    "~policy",
-    "~train",
-    "~train.steps",
-    "~output_dir",
-    "policy=null",
-    "policy=5",
-    "task=null",
-    "train=5",
-    "policy.name=7",
-    "output_dir=2024",
-    "output_dir=",
-    "output_dir=null",
-    "output_dir=true",
-    "=5",
-    "train.=5",
-    ".steps=5",
-    "train..steps=5",
-    "train.steps.x=5",
-    "trän=5",
-    "+train.nope=1",
-    "nope=1",
-    "nope/x=1",
-    "hydra.nope=1",
-    "train.steps=choice(1,2)",
-    "train.steps=${nope}",
-    "train.lr=${oc.env:POLYARM_NOPE}",
-    "policy.horizon=0",
-    "policy.horizon=1.5",
-    "policy.n_obs_steps=0",
-    "policy.n_action_steps=0",
-    "policy.n_action_steps=99",
-    "policy.body.width=-3",
-    "policy.body.width=null",
-    "policy.body.width=1e12",
-    "policy.body.blocks=0",
-    "policy.body.expand=0",
-    "+policy.body.dropout=1",
-    "+policy.body.dropout=-0.5",
-    "+policy.body.nope=3",
-    "policy.sampler.limit=-1",
-    "policy.sampler.limit=0",
-    "policy.sampler.angles.steps=0",
-    "policy.sampler.angles.steps=lots",
-    "policy.sampler=null",
-    "policy.body=5",
-    "policy.form=null",
-    "policy.form.law=null",
-    "~policy.horizon",
-    "policy._target_=nope",
-    "policy._target_=os.system",
-    "policy.form._target_=subprocess.run",
-    "policy.form.predict=5",
-    "policy.form.condition_weight=-1",
-    "sampler=ddpm",
-]
+WORDS = """
+train.steps=0 train.steps=-5 train.steps=1e30 train.steps=1.5 train.steps=many train.steps=null train.steps=
+train.steps=[5] train.steps=true train.steps=nan train.steps=inf train.grad_clip=inf data.ram_gib=inf train.lr=-1
+train.lr=0 train.lr=nan train.lr=fast train.lr=1e30 train.lr=[1 train.lr={a:1} train.betas=[0.9]
+train.betas=[0.9,0.99,0.999] train.betas=[1.0,0.9] train.betas=[-0.1,0.9] train.betas=0.9 train.betas=[a,b]
+train.betas=0.9,0.99 train.betas=null train.seed=-1 train.seed=1e12 train.seed=0,1 train.threads=0 train.log_every=0
+train.log_every=-3 train.val_every=-1 train.val_batches=0 train.checkpoint_every=-1 train.grad_clip=0
+train.ema_decay=2 train.ema_decay=1 train.ema_power=-1 train.warmup_steps=-1 train.batch_size=0 train.batch_size=1e12
+train.weight_decay=-1 train.rollout_every=-1 train.rollout_episodes=0 train.resume=maybe train.device=tpu
+train.mixed_precision=fp8 data.val_ratio=-1 data.val_ratio=1 data.num_workers=-1 data.seed=-1 data.ram_gib=-1
+data.pad_after=some data.pad_after=-1 data.constant=ignore data.max_train_episodes=0 eval.episodes=0 eval.seed=-1
+eval.n_envs=0 eval.workers=-1 eval.workers=many eval.n_action_steps=0 eval.pick=0 eval.videos=-1 eval.device=gpu
+eval.threads=0 eval.goals=2 collect.episodes=0 collect.seed=-1 collect.workers=0 collect.path=5 task.streams=[]
+task.streams=cube task.streams=[cube,cube] task.streams=[1] task.streams=[nope] task.env_id=null task.env_id=
+task.measure=foo task.demos.path=null task.demos.path=2024 task.demos=5 task.obs_scale=log task.action_scale=5
+task.env_kwargs=5 task.name=null task.expert=5 ~task.streams ~task ~policy ~train ~train.steps ~output_dir policy=null
+policy=5 task=null train=5 policy.name=7 output_dir=2024 output_dir= output_dir=null output_dir=true =5 train.=5
+.steps=5 train..steps=5 train.steps.x=5 trän=5 +train.nope=1 nope=1 nope/x=1 hydra.nope=1 train.steps=choice(1,2)
+train.steps=${nope} train.lr=${oc.env:POLYARM_NOPE} policy.horizon=0 policy.horizon=1.5 policy.n_obs_steps=0
+policy.n_action_steps=0 policy.n_action_steps=99 policy.body.width=-3 policy.body.width=null policy.body.width=1e12
+policy.body.blocks=0 policy.body.expand=0 +policy.body.dropout=1 +policy.body.dropout=-0.5 +policy.body.nope=3
+policy.sampler.limit=-1 policy.sampler.limit=0 policy.sampler.angles.steps=0 policy.sampler.angles.steps=lots
+policy.sampler=null policy.body=5 policy.form=null policy.form.law=null ~policy.horizon policy._target_=nope
+policy._target_=os.system policy.form._target_=subprocess.run policy.form.predict=5 policy.form.condition_weight=-1
+sampler=ddpm
+"""
+BAD = WORDS.split()
 TOGETHER = """
 body=transformer policy.body.heads=3 ; body=transformer policy.body.width=5 policy.body.heads=1 ; body=unet policy.body.down_dims=[]
 body=unet policy.body.down_dims=8 ; body=unet policy.body.kernel_size=4 ; body=unet policy.body.clock_dim=5
