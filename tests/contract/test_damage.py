@@ -13,6 +13,7 @@ import pytest
 import zarr
 
 from polyarm.cli import main
+from polyarm.datasets.info import info
 from polyarm.datasets.store import Store
 from polyarm.spec import UserError
 from tests.contract.test_store import episode, spec
@@ -283,3 +284,15 @@ def test_any_name_of_a_folder_will_do(tmp_path, name):
     with Store.open(tmp_path / name, "a") as store:
         store.append(episode(1), 1)
     assert Store.open(tmp_path / name).seeds.tolist() == [0, 1]
+
+
+def test_a_store_without_episodes_has_a_card(tmp_path, capsys):
+    """Made, and nothing appended yet; or the first append was killed."""
+    Store.create(tmp_path / "d.zarr", spec()).close()
+    assert main(["data", "info", str(tmp_path / "d.zarr")]) == 0
+    card = info(tmp_path / "d.zarr")
+    assert (card["episodes"], card["frames"], card["length"], card["seeds"]) == (0, 0, None, 0)
+    assert len(card["channels"]) == 5 and all(c["min"] is None for c in card["channels"])
+    assert main(["train", f"task.demos.path={tmp_path}/d.zarr", "task.streams=[q]", f"output_dir={tmp_path}/run"]) == 2
+    said = capsys.readouterr().err
+    assert "has no rows: give at least one episode" in said and "Traceback" not in said

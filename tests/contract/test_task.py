@@ -70,7 +70,8 @@ def test_a_users_own_opens_them(mine, demos):
         open_demos(task({"_target_": "my_demos.Reverse", "store": str(demos)}))
 
 
-def test_a_users_own_trains(mine, demos, tmp_path):
+def test_a_users_own_trains(mine, demos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "conf/task").mkdir(parents=True)
     text = OmegaConf.to_yaml(task({"_target_": "my_demos.Reversed", "store": str(demos)}))
     (tmp_path / "conf/task/mine.yaml").write_text(text)
@@ -81,7 +82,7 @@ def test_a_users_own_trains(mine, demos, tmp_path):
         "policy.body.width=16",
         "policy.body.blocks=1",
     ]
-    assert main(["train", "--configs", f"{tmp_path}/conf", "task=mine", f"output_dir={tmp_path}/run", *words]) == 0
+    assert main(["train", "--configs", f"{tmp_path}/conf", "task=mine", *words]) == 0
 
 
 def test_no_world_is_made_for_a_store(demos, monkeypatch):

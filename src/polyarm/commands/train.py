@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from pathlib import Path
 from typing import Any
 
 from polyarm.commands import Command, Takes, Words, say, stopping
@@ -22,9 +21,10 @@ def run(words: Words) -> Any:
     config = compose(words.settings)
     again = words.line() if words.gives("output_dir") else words.line(setting("output_dir", config.output_dir))
     with waiting("loading torch", "torch"):
+        from polyarm.task import has_demos
         from polyarm.train import fit
 
-    if not words.gives("output_dir") and Path(config.task.demos.path).exists():
+    if not words.gives("output_dir") and has_demos(config.task):
         say(f"run:     {config.output_dir}\nresume:  {again}")
     with stopping(f"what was saved in {config.output_dir} stays; `{again}` goes on from there"):
         out = fit(config)
