@@ -53,11 +53,11 @@ class Backbone(nn.Module):
         self,
         stream: Stream,
         name: str,
-        pretrained: bool | str = False,
-        crop: float | Sequence[int] = 0.9,
-        features: int | None = 64,
-        frozen: bool = False,
-        group_norm: bool = True,
+        pretrained: bool | str,
+        crop: float | Sequence[int],
+        features: int | None,
+        frozen: bool,
+        group_norm: bool,
     ) -> None:
         super().__init__()
         self.crop = crop_size(stream, crop, "Backbone")

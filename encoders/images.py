@@ -26,9 +26,7 @@ class ResNetKeypoints(nn.Module):
     Raises UserError for a stream that is no colour image, and for a crop larger than it or of one cell only.
     """
 
-    def __init__(
-        self, stream: Stream, crop: float | Sequence[int] = 0.9, keypoints: int = 32, features: int = 64
-    ) -> None:
+    def __init__(self, stream: Stream, crop: float | Sequence[int], keypoints: int = 32, features: int = 64) -> None:
         super().__init__()
         self.crop = crop_size(stream, crop, "ResNetKeypoints")
         if min(self.crop) <= STRIDE:
@@ -56,7 +54,7 @@ class ResNetPooled(nn.Module):
     variant does. Raises UserError for a stream that is no colour image, and for a side below one cell.
     """
 
-    def __init__(self, stream: Stream, short_side: int | None = 76, imagenet: bool = False) -> None:
+    def __init__(self, stream: Stream, short_side: int | None, imagenet: bool) -> None:
         super().__init__()
         height, width = crop_size(stream, 1.0, "ResNetPooled")
         small = min(height, width)

@@ -66,7 +66,7 @@ class PretrainedText(nn.Module):
 
     probe: Tensor
 
-    def __init__(self, stream: Stream, name: str, features: int = 64, download: bool = False) -> None:
+    def __init__(self, stream: Stream, name: str, features: int, download: bool) -> None:
         super().__init__()
         _length(stream, "PretrainedText")
         self.name = name

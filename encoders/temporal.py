@@ -34,14 +34,14 @@ class Sega(nn.Module):
     def __init__(
         self,
         width: int,
-        tokens: int = 60,
-        depth: int = 6,
-        heads: int = 8,
+        tokens: int,
+        depth: int,
+        heads: int,
         *,
-        orthogonal: float = 0.0,
-        place_std: float = 0.0,
-        gate_bias: Sequence[float] | None = None,
-        gate_temperature: float = 1.0,
+        orthogonal: float,
+        place_std: float,
+        gate_bias: Sequence[float] | None,
+        gate_temperature: float,
     ) -> None:
         super().__init__()
         _require_sizes(width, tokens, depth, heads, orthogonal, gate_temperature)

@@ -62,11 +62,11 @@ class BesoPolicy(Plain, nn.Module):
         body: Callable[..., nn.Module],
         form: forms.Form,
         sampler: Sampler,
-        goal_steps: int = 1,
-        goal_dropout: float = 0.1,
-        drop_rows: bool = False,
-        goal_channels: Sequence[int] | None = None,
-        guidance: float = 1.0,
+        goal_steps: int,
+        goal_dropout: float,
+        drop_rows: bool,
+        goal_channels: Sequence[int] | None,
+        guidance: float,
     ):
         super().__init__()
         require_chunk(horizon, n_obs_steps, n_action_steps)

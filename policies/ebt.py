@@ -54,21 +54,21 @@ class Descent:
     stop_together: the norm is the whole batch's (as released)
     """
 
-    rate: float | None = None
-    steps: int = 2
-    extra: int = 0
-    act_steps: int = 2
-    temperature: float | None = None
-    energy_limit: float = 10.0
-    momentum: float = 0.0
-    norm: str = "none"
-    noise: Sequence[float] | None = None
-    rate_spread: float = 1.0
-    clamp: float | None = None
-    truncate: bool = False
-    detach: bool = True
-    min_gradient: float | None = None
-    stop_together: bool = False
+    rate: float | None
+    steps: int
+    extra: int
+    act_steps: int
+    temperature: float | None
+    energy_limit: float
+    momentum: float
+    norm: str
+    noise: Sequence[float] | None
+    rate_spread: float
+    clamp: float | None
+    truncate: bool
+    detach: bool
+    min_gradient: float | None
+    stop_together: bool
     norms: ClassVar[dict[str, Callable[[Tensor], Tensor]]] = {
         "none": lambda x: x,
         "sample": lambda x: rms_norm(x, x.shape[1:]),

@@ -52,7 +52,7 @@ class SeedPolicy(Plain, nn.Module):
         n_chunks: int,
         reset_interval: int,
         frozen: bool,
-        forget: bool = False,
+        forget: bool,
     ):
         super().__init__()
         require_chunk(horizon, n_obs_steps, n_action_steps)

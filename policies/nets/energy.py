@@ -65,10 +65,10 @@ class ObsTransformer(nn.Module):
         n_obs_steps: int,
         cond_dim: int,
         *,
-        width: int = 256,
-        layers: int = 8,
-        heads: int = 4,
-        dropout: float = 0.3,
+        width: int,
+        layers: int,
+        heads: int,
+        dropout: float,
     ) -> None:
         super().__init__()
         self.width = width
@@ -99,10 +99,10 @@ class EnergyTransformer(nn.Module):
         n_obs_steps: int,
         cond_dim: int,
         *,
-        width: int = 256,
-        layers: int = 8,
-        heads: int = 4,
-        dropout: float = 0.3,
+        width: int,
+        layers: int,
+        heads: int,
+        dropout: float,
     ) -> None:
         super().__init__()
         self.rows = nn.Sequential(

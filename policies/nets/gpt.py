@@ -26,13 +26,13 @@ class DiffusionGpt(nn.Module):
         n_obs_steps: int,
         cond_dim: int,
         *,
-        goals: int = 0,
-        width: int = 240,
-        layers: int = 4,
-        heads: int = 12,
-        p_drop_attn: float = 0.05,
-        p_drop_resid: float = 0.05,
-        causal: bool = True,
+        goals: int,
+        width: int,
+        layers: int,
+        heads: int,
+        p_drop_attn: float,
+        p_drop_resid: float,
+        causal: bool,
     ) -> None:
         super().__init__()
         self.goals, self.states = goals, n_obs_steps - goals

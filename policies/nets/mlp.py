@@ -23,9 +23,9 @@ class ResidualMlp(nn.Module):
         n_obs_steps: int,
         cond_dim: int,
         *,
-        width: int = 256,
-        blocks: int = 3,
-        expand: int = 2,
+        width: int,
+        blocks: int,
+        expand: int,
         dropout: float = 0.0,
     ) -> None:
         super().__init__()

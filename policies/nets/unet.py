@@ -13,12 +13,15 @@ from torch.nn.functional import mish
 from polyarm.policies.nets.clock import sinusoidal
 from polyarm.spec import UserError
 
+LAST_GROUPS = 8
+
 
 class Unet1d(nn.Module):
     """Every residual block is modulated by g = cat(clock embedding, flattened observations); there is no attention.
 
-    `clock_dim` is the embedding's width. Without observations (`n_obs_steps` or `cond_dim` 0) g is the clock alone.
-    Raises UserError for a horizon that cannot be halved once a level but the last.
+    `clock_dim` is the embedding's width. `groups` are those of every norm but the last block's, which has 8 whatever the others
+    have: so the published code builds it, and so networks trained by it compute what they did. Without observations (`n_obs_steps` or `cond_dim` 0) g is the clock alone.
+    Raises UserError for a horizon that cannot be halved once a level but the last, and for widths that groups do not divide.
     """
 
     def __init__(
@@ -28,10 +31,10 @@ class Unet1d(nn.Module):
         n_obs_steps: int,
         cond_dim: int,
         *,
-        down_dims: Sequence[int] = (256, 512, 1024),
-        clock_dim: int = 256,
-        kernel_size: int = 5,
-        groups: int = 8,
+        down_dims: Sequence[int],
+        clock_dim: int,
+        kernel_size: int,
+        groups: int,
         predict_scale: bool = True,
     ) -> None:
         super().__init__()
@@ -51,7 +54,7 @@ class Unet1d(nn.Module):
         self.grow = nn.ModuleList(
             nn.ConvTranspose1d(above, above, 4, stride=2, padding=1) for above, _ in reversed(steps)
         )
-        self.leave = nn.Sequential(_conv(top, top, kernel_size, groups), nn.Conv1d(top, action_dim, 1))
+        self.leave = nn.Sequential(_conv(top, top, kernel_size, LAST_GROUPS), nn.Conv1d(top, action_dim, 1))
 
     def forward(
         self, x: Float[Tensor, "b h d"], clock: Float[Tensor, "b"], cond: Float[Tensor, "b o c"]
@@ -126,6 +129,11 @@ def _require_sizes(horizon: int, down_dims: Sequence[int], groups: int) -> None:
         raise UserError(
             f"horizon {horizon} cannot be halved {len(down_dims) - 1} times by a U-Net of {len(down_dims)} levels, "
             f"which needs a multiple of {unit}: choose {near} or {near + unit}"
+        )
+    if down_dims[0] % LAST_GROUPS:
+        raise UserError(
+            f"down_dims {down_dims[0]} is no multiple of {LAST_GROUPS}, the groups of the last block whatever the others have: "
+            f"choose a first width that {LAST_GROUPS} divides"
         )
     for dim in down_dims:
         if dim % groups:

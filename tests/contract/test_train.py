@@ -144,7 +144,7 @@ def test_a_killed_save_leaves_the_checkpoint_before(words, tmp_path):
 
 def test_weight_decay_spares_what_the_transformer_names():
     """Diffusion Policy, section 5: no decay on biases, layer norms and position embeddings."""
-    from polyarm.policies.nets import ChunkTransformer
+    from tests.from_yaml import ChunkTransformer
 
     net = ChunkTransformer(2, 8, 2, 5, width=16, layers=1, heads=2)
     groups = parameter_groups(net, 0.1)

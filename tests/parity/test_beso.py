@@ -9,13 +9,12 @@ from torch.nn.functional import gelu, layer_norm
 
 from polyarm.encoders.fuse import Fuse
 from polyarm.encoders.state import State
-from polyarm.policies.beso import BesoPolicy
 from polyarm.policies.generate.angle import exponential, linear_sigma
 from polyarm.policies.generate.forms import Karras, LogLogistic
 from polyarm.policies.generate.sample import Sampler, euler
-from polyarm.policies.nets.gpt import DiffusionGpt
 from polyarm.policies.policy import chunk
 from polyarm.spec import ActionSpace, ObsSpace, Scale, Stream, UserError
+from tests.from_yaml import BesoPolicy, DiffusionGpt
 
 KITCHEN = {"cond_dim": 30, "action_dim": 9, "goals": 2, "horizon": 4, "n_obs_steps": 6}
 KITCHEN_SIZE = {"width": 360, "layers": 6, "heads": 6, "p_drop_attn": 0.3, "p_drop_resid": 0.0}

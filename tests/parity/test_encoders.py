@@ -8,9 +8,9 @@ from torch import nn
 from torchvision.transforms import v2
 
 from polyarm.encoders.fuse import Fuse
-from polyarm.encoders.images import ResNetKeypoints, ResNetPooled
 from polyarm.encoders.state import State
 from polyarm.spec import ObsSpace, Scale, Stream, UserError
+from tests.from_yaml import ResNetKeypoints, ResNetPooled
 
 
 def camera(name="camera", height=96, width=96):

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from polyarm.policies.nets import ChunkTransformer, ResidualMlp, Unet1d
 from polyarm.policies.nets.clock import sinusoidal
 from polyarm.policies.nets.unet import Film
 from polyarm.spec import UserError
+from tests.from_yaml import ChunkTransformer, ResidualMlp, Unet1d
 
 WIDE = (512, 1024, 2048)
 SMALL_UNET = {"down_dims": (16, 32, 64), "clock_dim": 16}
@@ -146,6 +146,28 @@ def test_unet_refuses_other_horizons_before_training(horizon, near):
 def test_unet_refuses_widths_that_groups_do_not_divide():
     with pytest.raises(UserError, match="down_dims 36 is no multiple of groups 8"):
         Unet1d(2, 8, 2, 5, down_dims=(16, 36))
+    with pytest.raises(UserError, match="down_dims 12 is no multiple of 8, the groups of the last block"):
+        Unet1d(2, 8, 2, 5, down_dims=(12, 24), groups=4)
+
+
+@pytest.mark.parametrize("groups", [2, 4, 8, 16])
+def test_the_last_block_of_the_unet_has_eight_groups_whatever_the_others_have(groups):
+    """The published code makes its last block without its number of groups. The same tensors, and the answer of a network whose
+    last norm is put in by hand. Mutation: `groups` in the last block."""
+    net = some(Unet1d, **SMALL_UNET, groups=groups)
+    norms = [m for m in net.modules() if isinstance(m, nn.GroupNorm)]
+    assert {n.num_groups for n in norms if n is not net.leave[0][1]} == {groups}
+    shapes = lambda of: {name: p.shape for name, p in of.named_parameters()}
+    assert shapes(net) == shapes(some(Unet1d, **SMALL_UNET))
+    x, clock, cond = inputs(2)
+    kept: list[torch.Tensor] = []
+    net.leave[0][0].register_forward_hook(lambda module, given, out: kept.append(out))
+    with torch.no_grad():
+        got = net(x, clock, cond)
+        norm = net.leave[0][1]
+        eight = nn.functional.group_norm(kept[0], 8, norm.weight, norm.bias)
+        want = net.leave[1](nn.functional.mish(eight)).transpose(1, 2)
+    torch.testing.assert_close(got, want)
 
 
 @pytest.mark.parametrize("predict_scale", [True, False])

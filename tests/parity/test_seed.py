@@ -10,16 +10,14 @@ from torch import nn
 from polyarm.datasets.chains import split_chains, walk
 from polyarm.datasets.windows import window_table
 from polyarm.encoders.fuse import Fuse
-from polyarm.encoders.images import ResNetPooled
 from polyarm.encoders.state import State
-from polyarm.encoders.temporal import Sega, diversity
+from polyarm.encoders.temporal import diversity
 from polyarm.policies.generate.angle import Schedule, ddpm
 from polyarm.policies.generate.forms import Diffusion
 from polyarm.policies.generate.sample import Sampler, ancestral
-from polyarm.policies.nets import ChunkTransformer, ResidualMlp, Unet1d
 from polyarm.policies.policy import clip_loss
-from polyarm.policies.seed import SeedPolicy
 from polyarm.spec import ActionSpace, Clip, ObsSpace, Scale, Stream
+from tests.from_yaml import ChunkTransformer, ResidualMlp, ResNetPooled, SeedPolicy, Sega, Unet1d
 
 JOINTS = tuple(f"joint_{i}" for i in range(14))
 ARM = Stream("arm", "state", (14,), JOINTS, ("rad",) * 14, scale=Scale.identity(14))
@@ -92,7 +90,7 @@ def grid(*sizes):
 def test_sega_computes_the_published_function():
     """Section 12. Mutations: memory from this layer's other stream (sequential), softmax before the mean, unscaled logits,
     one memory norm less, gate and 1 - gate exchanged."""
-    sega = filled(Sega(16, 4, 2, 4))
+    sega = filled(Sega(16, tokens=4, depth=2, heads=4))
     b, t, d = grid(2, 4, 16)
     state = (0.3 * t + 0.1 * d + b).sin()
     b, t, d = grid(2, 3, 16)

@@ -12,13 +12,13 @@ from polyarm.datasets.goals import Goals, future, uniform
 from polyarm.datasets.windows import Windows
 from polyarm.encoders.fuse import Fuse
 from polyarm.encoders.state import State
-from polyarm.policies.beso import BesoPolicy, keep
+from polyarm.policies.beso import keep
 from polyarm.policies.generate.angle import exponential, linear_sigma
 from polyarm.policies.generate.forms import Karras, LogLogistic
 from polyarm.policies.generate.sample import Sampler, euler
-from polyarm.policies.nets.gpt import DiffusionGpt
 from polyarm.policies.policy import chunk, clip_loss
 from polyarm.spec import ActionSpace, Clip, ObsSpace, Scale, Spec, Stream, UserError
+from tests.from_yaml import BesoPolicy, DiffusionGpt
 
 
 def generator(seed=0):

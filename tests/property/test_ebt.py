@@ -10,16 +10,16 @@ from torch import nn
 
 from polyarm.encoders.fuse import Fuse
 from polyarm.encoders.state import State
-from polyarm.policies.ebt import Descent, EbtPolicy, act_steps, train_steps
+from polyarm.policies.ebt import EbtPolicy, act_steps, train_steps
 from polyarm.policies.generate import forms
 from polyarm.policies.generate.angle import linear_flow, wide
 from polyarm.policies.generate.compose import mix
 from polyarm.policies.generate.energy import Energy, energy_of, gradient
 from polyarm.policies.generate.sample import Sampler, euler
-from polyarm.policies.nets import ChunkTransformer, ResidualMlp, Unet1d
-from polyarm.policies.nets.energy import EnergyTransformer, ObsTransformer, Slope, half_distance, mean_output
+from polyarm.policies.nets.energy import Slope, half_distance, mean_output
 from polyarm.policies.policy import chunk
 from polyarm.spec import ActionSpace, ObsSpace, Scale, Stream, UserError
+from tests.from_yaml import ChunkTransformer, Descent, EnergyTransformer, ObsTransformer, ResidualMlp, Unet1d
 
 H, D = 8, 2
 SMALL = {"width": 64, "blocks": 2}

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from polyarm.config import build, compose
-from polyarm.encoders.backbone import Backbone, without_pretrained
+from polyarm.encoders.backbone import without_pretrained
 from polyarm.policies import checkpoint
 from polyarm.spec import ActionSpace, ObsSpace, Scale, Spec, Stream, UserError
+from tests.from_yaml import Backbone
 
 timm = pytest.importorskip("timm")
 CAMERA = Stream("camera", "image", (40, 44, 3))

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from polyarm.encoders.fuse import Fuse
-from polyarm.encoders.images import ResNetKeypoints
 from polyarm.encoders.state import State
 from polyarm.spec import ObsSpace, Scale, Stream, UserError
+from tests.from_yaml import ResNetKeypoints
 
 ARM = Stream("arm", "state", (3,), ("x", "y", "z"), scale=Scale((2.0, 0.5, 1.0), (1.0, 0.0, -1.0)))
 GOAL = Stream("goal", "goal", (2,), ("u", "v"), scale=Scale((10.0, 10.0), (0.0, 5.0)))

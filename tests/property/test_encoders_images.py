@@ -5,8 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polyarm.encoders.images import ResNetKeypoints, offsets, positions, windows
+from polyarm.encoders.images import offsets, positions, windows
 from polyarm.spec import Stream, UserError
+from tests.from_yaml import ResNetKeypoints
 
 SIDES = st.integers(2, 9)
 quick = settings(max_examples=30, deadline=None)

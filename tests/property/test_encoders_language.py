@@ -14,10 +14,11 @@ from polyarm.datasets.scale import fit_spec
 from polyarm.datasets.store import Store
 from polyarm.datasets.windows import Windows
 from polyarm.encoders.fuse import Fuse
-from polyarm.encoders.language import Instruction, PretrainedText
+from polyarm.encoders.language import Instruction
 from polyarm.sim.world import observation_space
 from polyarm.spec import ActionSpace, ObsSpace, Spec, Stream, UserError
 from polyarm.text import row_text, text_row
+from tests.from_yaml import PretrainedText
 
 TASK = Stream("task", "text", (24,))
 SAID = ("put the cube away", "öffne die Schublade", "")

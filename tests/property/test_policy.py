@@ -10,9 +10,9 @@ from polyarm.policies.diffusion import DiffusionPolicy
 from polyarm.policies.generate.angle import Schedule, ddim_leading, linear_flow
 from polyarm.policies.generate.forms import Diffusion, Flow, Karras
 from polyarm.policies.generate.sample import Sampler, euler
-from polyarm.policies.nets import ResidualMlp
 from polyarm.policies.policy import Plain, chunk, clip_loss, clip_losses, require_chunk, require_policy, restart
 from polyarm.spec import ActionSpace, Clip, ObsSpace, Scale, Stream, UserError
+from tests.from_yaml import ResidualMlp
 
 OBS = ObsSpace((Stream("size", "state", (1,), ("size",), ("m",)),), 10.0)
 SCALE = Scale((0.1, 0.5), (0.0, 0.25))

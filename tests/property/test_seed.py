@@ -13,14 +13,13 @@ from polyarm.datasets.chains import ChainLoader, split_chains, walk
 from polyarm.datasets.windows import Windows
 from polyarm.encoders.fuse import Fuse
 from polyarm.encoders.state import State
-from polyarm.encoders.temporal import Sega, diversity
+from polyarm.encoders.temporal import diversity
 from polyarm.policies.generate.angle import linear_flow
 from polyarm.policies.generate.forms import Flow
 from polyarm.policies.generate.sample import Sampler, euler
-from polyarm.policies.nets import ResidualMlp
 from polyarm.policies.policy import chunk, clip_loss, restart
-from polyarm.policies.seed import SeedPolicy
 from polyarm.spec import ActionSpace, Clip, ObsSpace, Scale, Spec, Stream, UserError
+from tests.from_yaml import ResidualMlp, SeedPolicy, Sega
 
 OBS = ObsSpace((Stream("seen", "state", (3,), ("x", "y", "z"), scale=Scale.identity(3)),), 10.0)
 ACTION = ActionSpace(("u", "v"), ("m", "m"), "base", 10.0, scale=Scale.identity(2))
@@ -159,7 +158,9 @@ def test_the_remedies_keep_tokens_apart():
     """Section 8, finding 3. Orthogonal first tokens have the length asked for; with places and spread gates the tokens
     stay a hundred times further apart than as published. Mutations: any remedy without effect."""
     torch.manual_seed(0)
-    sega = Sega(32, 8, 1, 2, orthogonal=0.5, place_std=0.5, gate_bias=(-3.0, 1.0), gate_temperature=2.0)
+    sega = Sega(
+        32, tokens=8, depth=1, heads=2, orthogonal=0.5, place_std=0.5, gate_bias=(-3.0, 1.0), gate_temperature=2.0
+    )
     gram = sega.first[0] @ sega.first[0].T
     torch.testing.assert_close(gram, 0.25 * 32 * torch.eye(8), atol=1e-4, rtol=0)
     assert sega.place.std().item() == pytest.approx(0.5, rel=0.2)
@@ -167,7 +168,7 @@ def test_the_remedies_keep_tokens_apart():
         np.linspace(-1, 3, 8).tolist(), abs=1e-4
     )
     ends = []
-    for memory in (sega, Sega(32, 8, 1, 2)):
+    for memory in (sega, Sega(32, tokens=8, depth=1, heads=2)):
         content, fresh = memory.start(1), torch.tensor([True])
         for call in range(30):
             _, content = memory(content, fresh, torch.randn(1, 3, 32, generator=generator(call)))
