@@ -166,6 +166,20 @@ MUTATIONS = (
         "        target = _place(rng)\n        cube = _place(rng)\n        while",
         "contract/test_worlds.py::test_seeds_start_where_published_figures_had_them_start",
     ),
+    Mutation(
+        "a stale scale after a rotation",
+        "src/polyarm/rotation.py",
+        "rotations=tuple(starts), scale=None,",
+        "rotations=tuple(starts),",
+        "property/test_rotation.py::test_nothing_that_was_fitted_in_another_layout_stays",
+    ),
+    Mutation(
+        "no fsync of a checkpoint",
+        "policies/checkpoint.py",
+        "        for file in work.iterdir():\n            flush(file)\n",
+        "",
+        "contract/test_checkpoint.py::test_a_checkpoint_is_on_the_disk_before_it_has_its_name",
+    ),
 )
 
 

@@ -75,26 +75,6 @@ def test_with_a_large_condition_weight_noise_changes_hands_only_where_the_same_w
     torch.testing.assert_close(paired(Flow(pairing="optimal", condition_weight=1e6), noise, action, cond), noise[got])
 
 
-@pytest.mark.parametrize("weight", [0.1, 0.3, 1.0])
-def test_between_the_limits_conditions_count_by_their_squared_distance(weight):
-    """The best of all 720 orders under the squared distances of both, found by going through them; under the plain distance
-    of the conditions another order is best, or the test would show nothing. Mutation: that distance without its square."""
-    other = 0
-    for seed in range(6):
-        noise, action = normal(6, 2, 1, seed=seed), normal(6, 2, 1, seed=seed + 100)
-        cond = 2 * normal(6, 1, 2, seed=seed + 200)
-        apart = (cond[:, None] - cond[None]).square().sum((2, 3))
-        orders = torch.tensor(list(permutations(range(6))))
-        moved = (action - noise[orders]).square().sum((1, 2, 3))
-        between = lambda d, orders=orders: d[torch.arange(6), orders].sum(1)
-        best = orders[(moved + weight * between(apart)).argmin()]
-        assert torch.equal(assignment(noise, action, cond, weight), best)
-        form = Flow(pairing="optimal", condition_weight=weight)
-        assert torch.equal(paired(form, noise, action, cond), noise[best])
-        other += not torch.equal(orders[(moved + weight * between(apart.sqrt())).argmin()], best)
-    assert other
-
-
 def one_step(form, n=64, batches=400):
     """The best first Euler step from noise x, E[action | x], for actions -1 or 1, by 40 equal shares of the noise."""
     draw, x, a = generator(), [], []
