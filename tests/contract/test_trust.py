@@ -271,6 +271,13 @@ def test_what_the_user_trusts_works_and_no_more(run, tmp_path, canary, capsys, o
     assert main(["eval", str(theirs), *PLAY, "--trust", own]) == 2
     assert "blocked" in capsys.readouterr().err and not canary.exists()
     shutil.rmtree(theirs)
+    lazy = types.ModuleType("lazy")
+    lazy.__getattr__ = lambda name: canary.touch()  # a package that imports its parts when they are asked for
+    sys.modules[own].lazy = lazy
+    theirs = given(run, tmp_path, put("policy._target_", f"{own}.lazy.anything"), canary)
+    assert main(["eval", str(theirs), *PLAY, "--trust", own]) == 2
+    assert "blocked" in capsys.readouterr().err and not canary.exists()
+    shutil.rmtree(theirs)
     theirs = given(run, tmp_path, put("policy._target_", f"{own}2.Mine"), canary)
     assert main(["eval", str(theirs), *PLAY, "--trust", own]) == 2
     assert "blocked" in capsys.readouterr().err
