@@ -88,10 +88,10 @@ def test_the_demo_is_judged_by_the_words_given(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("polyarm.collect.collect_task", lambda config: {"episodes": 3, "frames": 9})
     monkeypatch.setattr("polyarm.train.fit", lambda config: tmp_path / "run")
     monkeypatch.setattr(
-        "polyarm.eval.run.evaluate", lambda sources, words, **more: taken.update(words=words) or {"n": 2}
+        "polyarm.eval.run.evaluate", lambda sources, words, **more: taken.update(words=words, **more) or {"n": 2}
     )
     assert main(["demo", f"output_dir={tmp_path}/a=b", "eval.episodes=2", "train.steps=9", "--json"]) == 0
-    assert taken["words"] == ["eval.episodes=2", f"output_dir={tmp_path}/a=b"]
+    assert taken["words"] == ["eval.episodes=2"] and taken["prefer"] == tmp_path / "a=b"
     assert json.loads(capsys.readouterr().out) == {"n": 2}
 
 
@@ -156,7 +156,8 @@ def test_evaluation_takes_the_users_yaml(demos, tmp_path, capsys):
     words = ["eval", str(run), "sampler=mine", "eval.episodes=1", "eval.videos=0", "eval.workers=0"]
     assert main(words) == 2 and "'mine'" in capsys.readouterr().err
     assert main([*words, "--configs", str(folder)]) == 0
-    assert json.loads((run / "eval" / "result.json").read_text())["network_evaluations"] == 3
+    (result,) = run.glob("eval*/result.json")
+    assert json.loads(result.read_text())["network_evaluations"] == 3
     assert main(["eval", str(run), "sampler=mnie", "--configs", str(folder)]) == 2
     assert "did you mean 'mine'" in capsys.readouterr().err
 
