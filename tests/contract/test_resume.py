@@ -147,7 +147,7 @@ def test_ctrl_c_saves_first_and_the_same_command_goes_on(words, settings, tmp_pa
     while child.stdout.readline().strip() != "3":
         assert child.poll() is None, child.stderr.read()
     child.send_signal(signal_)
-    _, said = child.communicate(timeout=300)
+    _, said = child.communicate(timeout=900)
     step = int(checkpoint.find(out).name.removeprefix("step_"))
     assert step in (4, 5) and f"step_{step:08d}" in said and "KeyboardInterrupt" in said
     fit(settings(out, "train.checkpoint_every=0"))
