@@ -17,7 +17,7 @@ FLOORS = {
     "encoders": 3, "policies.generate": 3,
     "policies": 4,
     "learner": 5, "train": 5, "job": 5, "resume": 5, "eval": 5, "collect": 5, "task": 5,
-    "sweep": 6, "bench": 6, "commands": 6, "cli": 6,
+    "api": 6, "sweep": 6, "bench": 6, "commands": 6, "cli": 6,
 }  # fmt: skip
 TOGETHER = {1, 5, 6}
 """Floors whose rooms may use each other; on the others they may not."""

@@ -54,10 +54,13 @@ def parse(words: Sequence[str], config: DictConfig) -> list[Override]:
 
 
 def setting(key: str, value: Any) -> str:
-    """The word that gives a text setting this value, whatever it holds."""
-    plain = f"{key}={value}"
-    taken = _reads(hydra_word(plain, OmegaConf.create()))
-    return plain if taken is not None and taken.value() == str(value) else f"{key}={quoted(str(value))}"
+    """The word that gives a setting this value, whatever it holds: text, a path, a number, true or false, None, and lists and
+    mappings of these."""
+    if not isinstance(value, str | os.PathLike):
+        return f"{key}={_literal(value)}"
+    value = os.fspath(value)
+    taken = _reads(hydra_word(f"{key}={value}", OmegaConf.create()))
+    return f"{key}={value}" if taken is not None and taken.value() == value else f"{key}={quoted(value)}"
 
 
 def quoted(value: str) -> str:
@@ -110,9 +113,11 @@ def _structure(value: str) -> str | None:
 def _literal(value: Any) -> str:
     if isinstance(value, dict):
         return "{" + ",".join(f"{k}:{_literal(v)}" for k, v in value.items()) + "}"
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return "[" + ",".join(map(_literal, value)) + "]"
-    return quoted(value) if isinstance(value, str) else "null" if value is None else str(value).lower()
+    if isinstance(value, str | os.PathLike):
+        return quoted(os.fspath(value))
+    return "null" if value is None else str(value).lower()
 
 
 def _takes_text(config: DictConfig, key: str) -> bool:

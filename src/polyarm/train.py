@@ -1,4 +1,7 @@
-"""One training loop for every policy: windows in, EMA weights out, resumable to the bit."""
+"""One training loop for every policy: windows in, EMA weights out, resumable to the bit.
+
+The module itself can be called: `polyarm.train(...)` is `polyarm.api.train(...)`.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
-from polyarm import resume
+from polyarm import Verb, resume
 from polyarm.config import write_yaml
 from polyarm.datasets.chains import ChainLoader
 from polyarm.job import Batches, Job, make_accelerator
@@ -273,3 +276,6 @@ class _Rollouts:
 
     def close(self) -> None:
         self.worlds.close()
+
+
+sys.modules[__name__].__class__ = Verb

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
 from polyarm.choices import adding
 from polyarm.spec import UserError
@@ -95,6 +96,21 @@ def parse(command: str, raw: Sequence[str], takes: Takes) -> Words:
         else:
             raise UserError(f"polyarm {command} takes no settings, not {word!r}: leave it out")
     return words
+
+
+def shares(weights: Any, n: int) -> list[float]:
+    """One weight for each of n policies, as given, or equal where none are; they sum to one."""
+    if weights is None:
+        return [1 / n] * n
+    try:
+        found = [float(weight) for weight in weights]
+    except (TypeError, ValueError):
+        raise UserError(f"weights={weights!r}: give a number a policy, such as [0.4, 0.6]") from None
+    if len(found) != n:
+        raise UserError(f"{len(found)} weights for {n} policies: give one a policy")
+    if not abs(sum(found) - 1) < 1e-6:
+        raise UserError(f"weights {found} sum to {sum(found):g}, not to 1: divide each by their sum")
+    return found
 
 
 def _option(words: Words, name: str, value: str) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from polyarm.commands import Command, Takes, Words, stopping
 from polyarm.progress import waiting
 from polyarm.spec import UserError
+from polyarm.words import shares
 
 
 def run(words: Words) -> Any:
@@ -16,9 +17,7 @@ def run(words: Words) -> Any:
         raise UserError(
             "polyarm eval needs the output_dir of a training run, or a checkpoint, as its first word: polyarm eval PATH"
         )
-    weights = words.weights or [1 / len(sources)] * len(sources)
-    if len(weights) != len(sources):
-        raise UserError(f"{len(weights)} weights for {len(sources)} policies: give one a policy")
+    weights = shares(words.weights or None, len(sources))
     for source in sources:
         if not source.exists():
             raise UserError(
