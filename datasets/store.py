@@ -112,7 +112,7 @@ class Store:
         """
         if self._unlock is None or not self._unlock.alive:
             raise UserError(f"{self.path} is not open for writing: open it with mode 'a'")
-        rows = _checked_episode(arrays, self.spec)
+        rows = checked_episode(arrays, self.spec)
         ends = np.append(self.episode_ends, self.frames + len(rows[ACTION]))
         try:
             with _writing(self.path):
@@ -204,7 +204,7 @@ def _layout(spec: Spec) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     return layout | {ACTION: ((spec.action.width,), np.dtype("f4")), TIME_S: ((), np.dtype("f8"))}
 
 
-def _checked_episode(arrays: Mapping[str, Any], spec: Spec) -> dict[str, np.ndarray]:
+def checked_episode(arrays: Mapping[str, Any], spec: Spec) -> dict[str, np.ndarray]:
     layout = _layout(spec)
     for name in arrays:
         if name not in layout:

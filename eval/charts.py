@@ -91,14 +91,18 @@ def short(value: Number, digits: int = 4) -> str:
     return f"{value:.{digits}g}"
 
 
-def lines(title: str, x_label: str, y_label: str, curves: Sequence[Line], rate: bool = False) -> Chart:
-    """Curves over one x axis. `rate`: y runs from 0 to 1. A y that spans more than ten times is logarithmic."""
+def lines(
+    title: str, x_label: str, y_label: str, curves: Sequence[Line], rate: bool = False, tight: bool = False
+) -> Chart:
+    """Curves over one x axis. `rate`: y runs from 0 to 1; `tight`: over the values alone. Otherwise from 0, and a y that spans more than ten times is logarithmic."""
     ys = np.concatenate([v for c in curves for v in (c.y, c.lo, c.hi) if v is not None])
     xs = np.concatenate([c.x for c in curves])
     lo, hi = float(ys.min()), float(ys.max())
-    log = not rate and 0 < 10 * lo < hi
+    log = not rate and not tight and 0 < 10 * lo < hi
     x_axis = Axis(float(min(0, xs.min())), float(xs.max() or 1), LEFT, WIDTH - RIGHT)
-    if not log:
+    if tight and lo == hi:
+        lo, hi = lo - 1, hi + 1
+    elif not log and not tight:
         lo, hi = min(0.0, lo), max(0.0, hi) or float(lo >= 0)
     y_axis = Axis(lo, max(hi, 1.0) if rate else hi, HEIGHT - BOTTOM, TOP, log).rounded()
     chart = Chart(title, x_label, y_label, x_axis.ticks(), y_axis.ticks(), [(c.css, c.label) for c in curves])

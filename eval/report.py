@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from polyarm.config import OFFLINE
 from polyarm.eval import charts
 from polyarm.eval.score import seeds_said
 from polyarm.spec import UserError
@@ -32,11 +33,13 @@ def write_report(
     clips: Sequence[tuple[Path, str]] = (),
     energies: Sequence[tuple[bool, np.ndarray]] = (),
     config_yaml: str | None = None,
+    offline: Mapping[str, Any] | None = None,
 ) -> None:
     """Write the report of an evaluation; makes the folder.
 
     `result`: what `polyarm eval` writes to result.json; `log`: rows of the run's log.jsonl; `data_card`: what
-    `datasets.info.info` says of the demonstrations; `clips`: (mp4 or picture, caption). Parts that are missing are left
+    `datasets.info.info` says of the demonstrations; `clips`: (mp4 or picture, caption); `offline`: charts of an action error
+    (`eval.offline_charts`). Parts that are missing are left
     out. Everything is inlined; text is escaped.
     """
     from jinja2 import Environment, StrictUndefined
@@ -47,7 +50,7 @@ def write_report(
         title=title, r=result, head=headline(result), episodes=episodes(result), latency=latency(result),
         energy=energy(energies),
         training=training(log or (), result["measure"]), card=data_card, clips=[embed(*c) for c in clips],
-        config=config_yaml, picture=charts,
+        config=config_yaml, picture=charts, offline=offline,
     )  # fmt: skip
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -72,6 +75,9 @@ class Headline:
 
 
 def headline(result: Mapping[str, Any]) -> Headline:
+    if result["measure"] == OFFLINE:
+        value = result["action_error"]
+        return Headline("action error", value, value, value, 2, result["said"])
     n, (lo, hi) = result["n"], result["interval"]
     kind, _, level = result["interval_kind"].partition(" ")
     digits = 2 if n <= 100 else 3

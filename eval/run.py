@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from polyarm.config import override
+from polyarm.config import OFFLINE, override
 from polyarm.eval import place
 from polyarm.eval.film import choose, film
 from polyarm.eval.judge import judge, terms
@@ -54,6 +54,10 @@ def evaluate(
     folders = [checkpoint.find(source) for source in sources]
     owns = [checkpoint.read_config(folder) for folder in folders]
     config = override(owns[0], overrides)
+    if config.task.measure == OFFLINE:
+        from polyarm.eval import held_out
+
+        return held_out.evaluate(folders, owns, config, overrides, weights, seconds, prefer)
     configs, e = [config, *owns[1:]], config.eval
     if e.episodes < 1:
         raise UserError(f"eval.episodes={e.episodes}: give at least 1")
@@ -79,7 +83,7 @@ def evaluate(
             result = {
                 "policy": policy.name,
                 "task": config.task.name,
-                **_sources(folders, weights, out),
+                **sources_said(folders, weights, out),
                 **found,
                 "demonstrated": demonstrated([c.task for c in configs], seeds),
                 "n_action_steps": e.n_action_steps or policy.n_action_steps,
@@ -104,13 +108,17 @@ def evaluate(
 
 
 def keep(out: Path, result: dict[str, Any], played: Sequence[Played]) -> None:
-    """result.json, and episodes.npz: the actions that replay every episode; energies. What an older evaluation of the same
-    showed beside them goes."""
+    """result.json, and episodes.npz: the actions that replay every episode; energies."""
+    arrays: dict[str, Any] = {f"seed_{p.outcome.seed}": p.actions for p in played}
+    arrays |= {f"energy_{p.outcome.seed}": p.energy for p in played if p.energy is not None}
+    keep_arrays(out, result, arrays)
+
+
+def keep_arrays(out: Path, result: dict[str, Any], arrays: dict[str, Any]) -> None:
+    """result.json and episodes.npz. What an older evaluation of the same showed beside them goes."""
     place.write_result(out, result)
     for old in (out / "report.html", *(out / "clips").glob("seed_*.mp4")):
         old.unlink(missing_ok=True)
-    arrays: dict[str, Any] = {f"seed_{p.outcome.seed}": p.actions for p in played}
-    arrays |= {f"energy_{p.outcome.seed}": p.energy for p in played if p.energy is not None}
 
     def save() -> None:
         with place.written(out / "episodes.npz") as work, work.open("wb") as file:
@@ -143,6 +151,7 @@ def report(
     configs: Sequence[DictConfig],
     folders: Sequence[Path],
     clips: Sequence[tuple[Path, str]],
+    offline: dict[str, Any] | None = None,
 ) -> None:
     """report.html, with the configuration that acted: of the first under this evaluation's settings, of other parts their
     policy's."""
@@ -159,7 +168,7 @@ def report(
         log=read_log(place.home(folders[0]) / "log.jsonl") or None,
         data_card=info(open_demos(task)) if has_demos(task) else None,
         clips=clips, energies=[(p.outcome.success, p.energy) for p in played if p.energy is not None],
-        config_yaml="\n".join(acted),
+        config_yaml="\n".join(acted), offline=offline,
     )  # fmt: skip
 
 
@@ -236,7 +245,7 @@ def require_versions(folders: Sequence[Path], world: Spec, allow: bool) -> list[
     return lines
 
 
-def _sources(folders: Sequence[Path], weights: Sequence[float], out: Path) -> dict[str, Any]:
+def sources_said(folders: Sequence[Path], weights: Sequence[float], out: Path) -> dict[str, Any]:
     paths = [os.path.relpath(folder, out) for folder in folders]
     return {"checkpoint": paths[0], **({"parts": paths, "weights": list(weights)} if len(paths) > 1 else {})}
 

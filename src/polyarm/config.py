@@ -38,6 +38,10 @@ NEEDED = ("task.name", "task.env_id", "task.streams", "task.measure", "policy.na
 """Settings of a task and a policy that nothing works without."""
 
 
+OFFLINE = "action_error"
+"""The `task.measure` that needs no world."""
+
+
 def compose(overrides: Sequence[str]) -> DictConfig:
     """The whole configuration: configs/polyarm.yaml under the overrides of a command line."""
     with hydra() as h:
@@ -56,6 +60,10 @@ def settle(config: DictConfig, plain: DictConfig, dropped: Sequence[str] = ()) -
     try:
         check(config, plain)
         OmegaConf.resolve(config)
+        if config.task.measure == OFFLINE and config.train.rollout_every:
+            raise UserError(
+                f"train.rollout_every={config.train.rollout_every}: {OFFLINE} plays no episodes; give 0, or another task.measure"
+            )
     except OmegaConfBaseException as e:
         raise explain(e) from e
     for section in SECTIONS:
@@ -153,8 +161,11 @@ def check(config: DictConfig, plain: DictConfig) -> DictConfig:
         if not _settings(config, part) or part == "policy" and not isinstance(config.policy.get("_target_"), str):
             raise UserError(f"there is no {part}: give {part}=NAME, one of {', '.join(options(part))}")
     for key in RANGES:
-        if key.startswith(("task.", "policy.")) and (key in NEEDED or _has(config, key)):
+        if key in NEEDED and not _has(config, key):
+            raise UserError(f"{key} has no value: give {RANGES[key].expect}")
+        if key.startswith(("task.", "policy.")) and _has(config, key):
             _require(config, key, None)
+    _require_judge(config.task)
     _require(config, "output_dir", None)
     for section in SECTIONS:
         for name, default in plain[section].items():
@@ -166,6 +177,14 @@ def check(config: DictConfig, plain: DictConfig) -> DictConfig:
         if taken != value or type(taken) is not type(value):
             OmegaConf.update(config, key, taken)
     return config
+
+
+def _require_judge(task: DictConfig) -> None:
+    """A task without a world is judged by what needs none."""
+    if task.env_id is None and task.measure != OFFLINE:
+        raise UserError(
+            f"task.env_id=null: give the id of a world, or task.measure={OFFLINE} to judge on held-out episodes without one"
+        )
 
 
 def _require(config: DictConfig, key: str, default: Any) -> None:

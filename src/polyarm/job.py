@@ -163,7 +163,7 @@ def _windows(config: DictConfig, policy: Policy, demos: Demos, spec: Spec, episo
 
 def _fit_scales(demos: Demos, config: DictConfig, episodes: np.ndarray) -> Spec:
     spec = demos.spec
-    obs, rows = spec.obs.pick(config.task.streams), None
+    obs, rows = spec.obs if config.task.streams is None else spec.obs.pick(config.task.streams), None
     action = replace(spec.action, relative=relative.choose(config.task.get("action_relative"), spec.action, obs))
     spec = Spec(obs, action, {**spec.versions, **versions()})
     if action.relative is not None:

@@ -71,10 +71,16 @@ def data_card(ends: np.ndarray, train: np.ndarray, val: np.ndarray) -> dict[str,
     return {"episodes": len(ends), "ends": _fingerprint(ends), "train": train.tolist(), "val": val.tolist()}
 
 
+def same(card: dict[str, Any], ends: np.ndarray) -> bool:
+    """Whether demonstrations are those of a run, perhaps with more after them."""
+    n = card["episodes"]
+    return len(ends) >= n and _fingerprint(ends[:n]) == card["ends"]
+
+
 def same_split(card: dict[str, Any], ends: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray]:
     """The (training, held-out) episodes of a run, whatever was added to its demonstrations since."""
     n = card["episodes"]
-    if len(ends) < n or _fingerprint(ends[:n]) != card["ends"]:
+    if not same(card, ends):
         raise UserError(
             f"{where} holds {len(ends)} episodes that are not those this run began with ({n} of other lengths): "
             "restore them, or train in another output_dir"

@@ -5,14 +5,17 @@ from __future__ import annotations
 import inspect
 import re
 import shlex
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from polyarm.config import CONFIGS, cpus, make
+from polyarm.config import CONFIGS, compose, cpus, make
 from polyarm.datasets.demos import Demos
 from polyarm.datasets.rotated import Rotated
+from polyarm.datasets.store import open_store
 from polyarm.spec import Spec, UserError
 
 
@@ -37,6 +40,27 @@ def open_demos(task: DictConfig) -> Demos:
         )
     layout = task.get("action_rotation")
     return demos if layout is None else Rotated(demos, layout)
+
+
+def fitting(settings: Sequence[str]) -> list[str]:
+    """The words of a training, with `task=own` where they name a store but no task, and the store is of no world that the
+    default task plays in: it holds other streams, or comes from people or a robot."""
+    given = {word.lstrip("+~").partition("=")[0].partition("@")[0] for word in settings}
+    path = next((word.partition("=")[2] for word in settings if word.startswith("task.demos.path=")), "").strip("'\"")
+    if not path or given & {"task", "experiment", "task.env_id", "task.measure", "task.demos._target_"}:
+        return list(settings)
+    try:
+        spec, default = open_store(Path(path).expanduser()).spec, compose([]).task
+    except UserError:  # said where the demonstrations are opened
+        return list(settings)
+    if "env" in spec.versions and set(default.streams) <= set(spec.obs.names):
+        return list(settings)
+    print(
+        f"{path} holds {', '.join(spec.obs.names)}, not of the world of {default.name}: training on all of it with task=own, which "
+        "is judged offline, by the action error on held-out episodes",
+        file=sys.stderr,
+    )
+    return ["task=own", *settings]
 
 
 def has_demos(task: DictConfig) -> bool:
@@ -65,7 +89,8 @@ def _missing(task: DictConfig, error: Exception) -> UserError:
         hint = f"make them with `{command}`"
     else:
         variable = _variable(task.name)
-        hint = f"set ${variable} to where they are" if variable else "put them there"
+        how = "put them there" if task.env_id else "make them of your arrays with polyarm.datasets.arrays"
+        hint = f"set ${variable} to where they are" if variable else how
     return UserError(f"the demonstrations {path} do not exist: {hint}, or name others with task.demos.path=...")
 
 

@@ -37,6 +37,8 @@ COMMAND = Command(
     "DIR is the output_dir of a training run, or one of its checkpoints. Results: result.json, report.html, clips/,\n"
     "in eval/ of the run; those of another checkpoint or other settings beside it, under a name that says which.\n"
     "Several are mixed while they denoise, with weights that sum to one (default: equal).\n"
+    "A run without a world (task.measure=action_error) is judged offline: the action error on held-out episodes, beside two\n"
+    "baselines; eval.samples=K chunks are drawn from each observation.\n"
     "policy.sampler.angles.steps=N changes the denoising steps, eval.n_action_steps=N the rows executed of each chunk,\n"
     "eval.pick=K executes the best of K chunks by a policy's energy, eval.goals=false hides the goal.\n"
     "The other settings of configs/polyarm.yaml are those of the run, and may be given anew where its weights still fit.\n",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from typing import Any
 
 from polyarm.commands import Command, Takes, Words, say, stopping
@@ -13,12 +14,14 @@ SWEEP = ("--multirun", "-m")
 
 
 def run(words: Words) -> Any:
-    if words.switches:
-        return _sweep(words)
     from polyarm.config import compose
     from polyarm.grammar import setting
+    from polyarm.task import fitting
 
-    config = compose(words.settings)
+    settings = fitting(words.settings)
+    if words.switches:
+        return _sweep(words, settings)
+    config = compose(settings)
     again = words.line() if words.gives("output_dir") else words.line(setting("output_dir", config.output_dir))
     with waiting("loading torch", "torch"):
         from polyarm.task import has_demos
@@ -32,12 +35,12 @@ def run(words: Words) -> Any:
     return {"output_dir": str(out), "resume": again}
 
 
-def _sweep(words: Words) -> Any:
+def _sweep(words: Words, settings: Sequence[str]) -> Any:
     from polyarm.grammar import setting
     from polyarm.sweep import Sweep
     from polyarm.trust import trusted
 
-    sweep = Sweep.of(words.settings)
+    sweep = Sweep.of(settings)
     again = words.line() if words.gives("hydra.sweep.dir") else words.line(setting("hydra.sweep.dir", sweep.folder))
     say(f"sweep:   {len(sweep.jobs)} jobs in {sweep.folder}\nresume:  {again}")
     with stopping(f"what was saved in {sweep.folder} stays; `{again}` goes on from there"):

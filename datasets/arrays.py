@@ -1,0 +1,257 @@
+"""Arrays to a store: your own demonstrations, in a few lines.
+
+    from polyarm.datasets.arrays import image, numbers, write_store
+
+    write_store(
+        "data/mine.zarr",
+        [{"joints": q, "front": frames, "action": a} for q, frames, a in mine],   # [t, ...] each
+        streams=[numbers("joints", {"shoulder": "rad", "elbow": "rad"}), image("front", 96, 96)],
+        action={"shoulder": "rad", "elbow": "rad"},
+        rate_hz=10,
+    )
+
+Nothing is guessed: units, rate, and what an image holds are said, and held against the arrays, before they are written.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from polyarm.datasets.demos import ACTION, TIME_S
+from polyarm.datasets.store import Store, checked_episode
+from polyarm.progress import Bar
+from polyarm.spec import ActionSpace, ObsSpace, Spec, Stream, UserError
+
+NO_SEED = -1
+"""What the store keeps where no simulator was seeded."""
+RATE_OFF = 0.05
+"""Share by which the median step of measured times may differ from the rate."""
+GAP = 5
+"""Steps of the rate from which on two rows do not follow each other."""
+UNKNOWN = ("", "?", "unknown", "none", "null", "nan", "tbd")
+
+
+def numbers(name: str, units: Any, kind: str = "state", frame: str = "") -> Stream:
+    """A low-dim stream, `[t, channels]`. `units`: {channel: unit}, in the order of the columns; "1" is a bare number."""
+    names, said = _channels(f"stream {name!r}", units)
+    return Stream(name, kind, (len(names),), names, said, frame)
+
+
+def image(name: str, height: int, width: int) -> Stream:
+    """Pictures, uint8 `[t, height, width, 3]`, RGB from 0 to 255."""
+    return Stream(name, "image", (height, width, 3))
+
+
+def actions(units: Any, rate_hz: Any, **more: Any) -> ActionSpace:
+    """What one row of actions means; `more` is `ActionSpace`'s: frame, rotation, rotations."""
+    names, said = _channels("the action", units)
+    return ActionSpace(names, said, more.pop("frame", ""), _rate(rate_hz), **more)
+
+
+def write_store(
+    path: str | Path,
+    episodes: Any,
+    *,
+    streams: Sequence[Any],
+    action: Any,
+    rate_hz: Any = None,
+) -> Path:
+    """Write `episodes` to the store at `path`, which is returned; each is on the disk before the next is asked for.
+
+    `episodes`: dicts of arrays, as a list or one after the other; `streams`: `numbers(...)`, `image(...)` or any `Stream`;
+    `action`: {channel: unit}, or `actions(...)`. An episode is {stream: [t, ...], "action": [t, d]}, with "time_s" [t] where time was measured (otherwise it is made from
+    the rate) and "success" where some failed. A store of the same streams that holds the first of these episodes is gone on
+    with; one that holds others is refused. Raises `UserError` for whatever does not fit what was said.
+    """
+    path, coming = Path(path), iter(_each(episodes))
+    first = next(coming, None)
+    if first is None:
+        raise UserError(f"there are no episodes to write to {path}: give at least one")
+    spec = _spec(streams, action, rate_hz, first)
+    head = _taken(first, 0, spec)  # before anything is written
+    total = len(episodes) if hasattr(episodes, "__len__") else 0
+    with _open(path, spec) as store, Bar(f"write {path.name}", total) as bar:
+        there = len(store)
+        for i, episode in enumerate(chain([first], coming)):
+            rows, success = _taken(episode, i, spec) if i else head
+            if i < there:
+                _require_same(store, i, rows)
+            else:
+                store.append(rows, NO_SEED, success)
+            bar.at(i + 1)
+    return path
+
+
+def _each(episodes: Any) -> Iterable[Any]:
+    if isinstance(episodes, Mapping) or not isinstance(episodes, Iterable):
+        raise UserError(f"episodes is a {type(episodes).__name__}: give a list of dicts of arrays, one dict an episode")
+    return episodes
+
+
+def _spec(streams: Sequence[Any], action: Any, rate_hz: Any, first: Any) -> Spec:
+    if not streams or not all(isinstance(s, Stream) for s in streams):
+        raise UserError("streams says nothing of some stream: give a list of numbers(...) and image(...), one a stream")
+    names = [s.name for s in streams]
+    for name in names:
+        if not re.fullmatch(r"\w[\w-]*", name):
+            raise UserError(f"a stream is called {name!r}: give a name of letters, digits, _ and -")
+        if names.count(name) > 1:
+            raise UserError(f"two streams are called {name!r}: give each a name of its own")
+        if name in (ACTION, TIME_S, "success"):
+            raise UserError(f"a stream is called {name!r}: that name is taken, choose another")
+    for stream in streams:
+        if stream.low_dim:
+            _channels(f"stream {stream.name!r}", dict(zip(stream.names, stream.units, strict=False)), stream.shape[0])
+    if isinstance(action, ActionSpace):
+        rate = _rate(action.rate_hz if rate_hz is None else rate_hz)
+        if rate != action.rate_hz:
+            raise UserError(f"rate_hz={rate:g}, the action says {action.rate_hz:g}: give one rate")
+        _channels("the action", dict(zip(action.names, action.units, strict=False)), action.width)
+        return Spec(ObsSpace(tuple(streams), rate), action)
+    space = actions(action, _rate(rate_hz, first))
+    return Spec(ObsSpace(tuple(streams), space.rate_hz), space)
+
+
+def _channels(what: str, units: Any, width: int | None = None) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """(names, units); every channel has both."""
+    if not isinstance(units, Mapping) or not units or width not in (None, len(units)):
+        raise UserError(
+            f'{what} has channels without a name or a unit: give {{channel: unit}}, such as {{"elbow": "rad"}}; "1" is the unit '
+            "of a bare number"
+        )
+    for name, unit in units.items():
+        if not isinstance(name, str) or not name.strip():
+            raise UserError(f"{what} has a channel {name!r}: give names, such as elbow")
+        if not isinstance(unit, str) or unit.strip().lower() in UNKNOWN:
+            raise UserError(
+                f'channel {name!r} of {what} has unit {unit!r}: find out and give it, such as "rad" or "m"; "1" for a bare number'
+            )
+    return tuple(units), tuple(units.values())
+
+
+def _rate(rate_hz: Any, first: Any = None) -> float:
+    if rate_hz is None:
+        step = _median_step(first) if isinstance(first, Mapping) else None
+        hint = f"; its time_s steps by {step:g} s, which would be rate_hz={1 / step:.4g}" if step else ""
+        raise UserError(f"rate_hz has no value: give the rows a second{hint}")
+    if isinstance(rate_hz, bool) or not isinstance(rate_hz, int | float | np.number) or not 0 < rate_hz < 1e5:
+        raise UserError(f"rate_hz={rate_hz}: give the rows a second, a number above 0")
+    return float(rate_hz)
+
+
+def _median_step(episode: Mapping[str, Any]) -> float | None:
+    time_s = np.asarray(episode.get(TIME_S, ()))
+    step = float(np.median(np.diff(time_s))) if time_s.ndim == 1 and len(time_s) > 1 else 0.0
+    return step if step > 0 else None
+
+
+def _taken(episode: Any, i: int, spec: Spec) -> tuple[dict[str, np.ndarray], bool]:
+    """(rows as the store keeps them, success) of episode `i`, or the sentence."""
+    if not isinstance(episode, Mapping):
+        raise UserError(f"episode {i} is a {type(episode).__name__}: give a dict of arrays, {{stream: [t, ...]}}")
+    given = dict(episode)
+    success = given.pop("success", True)
+    try:
+        if not isinstance(success, bool | np.bool_):
+            raise UserError(f"'success' is {success!r}: give True or False")
+        for stream in spec.obs.streams:
+            if stream.kind == "image" and stream.name in given:
+                given[stream.name] = _pictures(stream, given[stream.name])
+        arrays = {name: _array(name, x) for name, x in given.items()}
+        rate = spec.action.rate_hz
+        if TIME_S not in arrays:
+            arrays[TIME_S] = np.arange(len(arrays[ACTION]) if arrays.get(ACTION, np.array(0)).ndim else 0) / rate
+        rows = checked_episode(arrays, spec)
+        _require_rate(rows[TIME_S], rate)
+        return rows, bool(success)
+    except UserError as e:
+        raise UserError(f"episode {i}: {e}") from None
+
+
+def _array(name: str, x: Any) -> np.ndarray:
+    try:
+        x = np.asarray(x)
+    except ValueError as e:  # lists of unequal lengths
+        raise UserError(f"{name!r} is no array ({e}): give rows of one shape") from None
+    if name == TIME_S and x.dtype.kind == "f" and x.dtype.itemsize < 8:
+        return x.astype(np.float64)
+    return x
+
+
+def _pictures(stream: Stream, x: Any) -> np.ndarray:
+    """`x` if it is uint8 `[t, height, width, 3]` from 0 to 255; what most likely is the matter, and how to convert it."""
+    name, (height, width, _) = stream.name, stream.shape
+    x, want = _array(name, x), f"uint8 [t, {height}, {width}, 3]"
+    if x.dtype.kind not in "uifb":
+        raise UserError(f"{name!r} is {x.dtype}: an image is {want}; read the files to arrays first")
+    here = f"{x.dtype} {list(x.shape)}"
+    if x.ndim == 4 and x.shape[1] == 3 and x.shape[3] != 3:
+        raise UserError(f"{name!r} is {here}, channels first: an image is {want}; give np.moveaxis(x, 1, -1)")
+    if x.ndim == 3 or (x.ndim == 4 and x.shape[3] == 1):
+        raise UserError(
+            f"{name!r} is {here}, without three channels: an image is {want}; give np.repeat(x.reshape(*x.shape[:3], 1), 3, -1)"
+        )
+    if x.ndim == 4 and x.shape[3] == 4:
+        raise UserError(f"{name!r} is {here}, with a fourth channel: an image is {want}; give x[..., :3]")
+    if x.shape[1:] != stream.shape:
+        raise UserError(f"{name!r} is {here}: it was said to be {want}; resize the pictures, or say their size")
+    if not x.size:
+        return x
+    low, high = x.min(), x.max()
+    if x.dtype != np.uint8:
+        fits = "(x * 255).round().astype(np.uint8)" if 0 <= low and high <= 1 else "x.round().astype(np.uint8)"
+        fits = "np.uint8 from 0 to 255" if not (0 <= low and high <= 255) else fits
+        raise UserError(
+            f"{name!r} is {x.dtype} from {low:.3g} to {high:.3g}: an image is {want}, 0 to 255; give {fits}"
+        )
+    if high <= 1:
+        raise UserError(
+            f"{name!r} is uint8 with nothing above 1, which is black: scale it to 0 to 255 before it is cast"
+        )
+    return x
+
+
+def _require_rate(time_s: np.ndarray, rate: float) -> None:
+    if len(time_s) < 2:
+        return
+    step = np.diff(time_s)
+    median = float(np.median(step))
+    if abs(median * rate - 1) > RATE_OFF:
+        raise UserError(
+            f"'time_s' steps by {median:.4g} s in the median, which is {1 / median:.4g} Hz, and rate_hz={rate:g}: give seconds and the "
+            "rate they have, or resample"
+        )
+    if (late := np.flatnonzero(step * rate > GAP)).size:
+        raise UserError(
+            f"'time_s' has a gap of {step[late[0]]:.3g} s before row {late[0] + 1}, {step[late[0]] * rate:.0f} steps of rate_hz={rate:g}: make "
+            "two episodes of it, for these rows do not follow each other"
+        )
+
+
+def _open(path: Path, spec: Spec) -> Store:
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return Store.create(path, spec)
+    store = Store.open(path, "a")
+    if store.spec != spec:
+        store.close()
+        raise UserError(f"{path} holds demonstrations of other streams, units or rate: give another path, or remove it")
+    return store
+
+
+def _require_same(store: Store, i: int, rows: Mapping[str, np.ndarray]) -> None:
+    """Refuse unless episode `i` of the store is this one."""
+    end = int(store.episode_ends[i])
+    mine = slice(end - int(store.lengths[i]), end)
+    for name, x in rows.items():
+        if not np.array_equal(store.stream(name)[mine], x):
+            raise UserError(
+                f"{store.path} holds another episode {i} (its {name!r} differs): give the episodes it was begun with and more, "
+                "another path, or remove it"
+            )

@@ -1,0 +1,248 @@
+"""Demonstrations of one's own, without a world: trained by their path alone, judged on episodes that training did not see.
+
+Mutations that turn it red: the default task's streams asked of every store; judged on training episodes; rows past an episode's
+end counted; chunks compared from their first row; the best chunk of all windows taken together; the line about success left out;
+an error that ignores units; a store from a world trained as one without.
+"""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from polyarm.cli import main
+from polyarm.config import compose, read_yaml
+from polyarm.datasets.arrays import image, numbers, write_store
+from polyarm.eval import held_out, offline
+from polyarm.policies import checkpoint
+from polyarm.policies.policy import Plain
+from polyarm.spec import ActionSpace, ObsSpace, Scale, Spec, UserError
+from polyarm.task import fitting, open_demos
+
+SMALL = [
+    "policy.body.width=32", "policy.body.blocks=1", "train.steps=20", "train.batch_size=16", "train.device=cpu", "eval.device=cpu",
+]  # fmt: skip
+UNITS = {"x": "m", "grip": "deg"}
+
+
+def episode(seed, t=30):
+    rng = np.random.default_rng(seed)
+    x = np.arange(t) / 10 * rng.uniform(0.5, 1.5) + rng.uniform(0, 6)
+    return {"pose": np.stack([np.sin(x), np.cos(x)], 1), "action": np.stack([np.sin(x + 0.1), 30 * np.cos(x + 0.1)], 1)}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    path = tmp_path_factory.mktemp("own") / "mine.zarr"
+    streams = [numbers("pose", {"x": "m", "y": "m"})]
+    return write_store(path, [episode(i, 20 + i) for i in range(8)], streams=streams, action=UNITS, rate_hz=10)
+
+
+@pytest.fixture(scope="module")
+def run(store, tmp_path_factory):
+    out = tmp_path_factory.mktemp("own") / "run"
+    assert (
+        main(["train", "policy=flow", f"task.demos.path={store}", f"output_dir={out}", "data.val_ratio=0.25", *SMALL])
+        == 0
+    )
+    return out
+
+
+def result(folder):
+    return json.loads((folder / "result.json").read_text())
+
+
+def test_a_store_of_other_streams_trains_by_its_path_alone(run):
+    config = read_yaml(run / "config.yaml")
+    assert config.task.name == "own" and config.task.env_id is None and config.task.streams is None
+    assert checkpoint.load(run).obs_space.names == ("pose",)
+
+
+def test_the_default_task_stays_where_a_store_is_its_world_s(demos, store, tmp_path):
+    assert fitting([f"task.demos.path={demos}"]) == [f"task.demos.path={demos}"]
+    assert fitting([f"task.demos.path={store}"])[0] == "task=own"
+    for words in (
+        ["task=recall", f"task.demos.path={store}"],
+        ["policy=flow"],
+        [f"task.demos.path={tmp_path}/none.zarr"],
+    ):
+        assert fitting(words) == words
+    names = {name: {"a": "1"} for name in compose([]).task.streams}  # its names, not its world
+    alike = write_store(
+        tmp_path / "alike.zarr", [{**dict.fromkeys(names, np.eye(3)[:, :1]), "action": np.eye(3)[:, :1]}],
+        streams=[numbers(name, units) for name, units in names.items()], action={"a": "1"}, rate_hz=5,
+    )  # fmt: skip
+    assert fitting([f"task.demos.path={alike}"])[0] == "task=own"
+
+
+def test_eval_judges_the_run_s_own_held_out_episodes(run, store, capsys):
+    assert main(["eval", str(run), "eval.samples=3"]) == 0
+    said, found = (
+        capsys.readouterr().err,
+        result(run / "eval_samples_3" if (run / "eval_samples_3").exists() else run / "eval"),
+    )
+    card = checkpoint.read_train_state(checkpoint.find(run))["data"]
+    assert [e["episode"] for e in found["per_episode"]] == card["val"] and found["n"] == 2
+    assert (
+        found["measure"] == "action_error" and set(found["baselines"]) == {"repeat", "mean"} and found["samples"] == 3
+    )
+    assert [(c["name"], c["unit"]) for c in found["channels"]] == list(UNITS.items())
+    assert found["said"] in said and found["said"].startswith("This is no success rate")
+    assert sum(e["rows"] for e in found["per_episode"]) == sum(
+        20 + i for i in card["val"]
+    )  # each row once, none past an end
+    page = next(run.glob("eval*/report.html")).read_text()
+    assert found["said"] in page and "success rate," not in page and "Predicted and recorded" in page
+    assert page.index("no success rate") < page.index("<h2>")
+
+
+def test_a_sweep_and_a_mixture_of_such_runs_work(run, store, tmp_path):
+    other = tmp_path / "other"
+    words = [f"task.demos.path={store}", f"output_dir={other}", "data.val_ratio=0.25", "train.seed=1", *SMALL]
+    assert main(["train", "policy=flow", *words]) == 0
+    assert main(["eval", str(run), str(other), "--weights", "0.5", "0.5", f"output_dir={tmp_path / 'mix'}"]) == 0
+    assert result(tmp_path / "mix")["weights"] == [0.5, 0.5]
+
+
+def test_other_demonstrations_are_all_unseen(run, tmp_path):
+    streams = [numbers("pose", {"x": "m", "y": "m"})]
+    more = write_store(tmp_path / "more.zarr", [episode(50), episode(51)], streams=streams, action=UNITS, rate_hz=10)
+    assert main(["eval", str(run), f"task.demos.path={more}", f"output_dir={tmp_path / 'out'}"]) == 0
+    assert [e["episode"] for e in result(tmp_path / "out")["per_episode"]] == [0, 1]
+    feet = write_store(
+        tmp_path / "feet.zarr",
+        [episode(50)],
+        streams=[numbers("pose", {"x": "ft", "y": "m"})],
+        action=UNITS,
+        rate_hz=10,
+    )
+    with pytest.raises(UserError, match="ft"):
+        from polyarm.eval.run import evaluate
+
+        evaluate([run], [f"task.demos.path={feet}"])
+
+
+def test_a_run_that_held_out_nothing_is_one_sentence(store, tmp_path, capsys):
+    words = [f"task.demos.path={store}", f"output_dir={tmp_path / 'run'}", "data.val_ratio=0.0", *SMALL]
+    assert main(["train", *words]) == 0
+    assert main(["eval", str(tmp_path / "run")]) == 2
+    assert "data.val_ratio=0.1" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["task=own", "task.demos.path=x", "task.measure=success"], "action_error"),
+        (["task=pick_place", "task.env_id=null"], "action_error"),
+        (["task=own", "task.demos.path=x", "train.rollout_every=5"], "rollout_every=5"),
+        (["~task.env_id"], "task.env_id"),
+    ],
+)
+def test_a_task_without_a_world_says_what_it_cannot(words, said):
+    with pytest.raises(UserError, match=said):
+        compose(words)
+
+
+def test_demonstrations_that_are_not_there_are_to_be_made_of_arrays():
+    with pytest.raises(UserError, match="polyarm.datasets.arrays"):
+        open_demos(compose(["task=own"]).task)
+
+
+class Given(Plain):
+    """A policy of one number: it draws `chunks` in turn, and remembers what it was shown."""
+
+    name, n_obs_steps, n_action_steps = "given", 2, 3
+    obs_space = ObsSpace((numbers("pose", {"x": "m"}),), 10.0)
+
+    def __init__(self, offsets):
+        self.action_space = ActionSpace(("a",), ("m",), "", 10.0, horizon=5, scale=Scale.identity(1))
+        self.offsets, self.seen = torch.tensor(offsets, dtype=torch.float32), []
+        self.sampler = lambda denoise, x, cond, generator: cond
+
+    def start(self, b):
+        return (torch.zeros(b, 1),)
+
+    def encode(self, obs, state, generator=None):
+        self.seen.append((obs["pose"][:, :, 0].numpy().copy(), state[0][:, 0].numpy().copy()))
+        rows = obs["pose"][:, -1:, :] + torch.arange(-1, 4).view(1, 5, 1)  # what will be done, row To - 1 at the newest
+        return rows + self.offsets.repeat(len(rows) // len(self.offsets)).view(-1, 1, 1), (state[0] + 1,)
+
+    def denoise(self, x, phi, cond):
+        return cond
+
+
+class Counted:
+    """Episodes whose action is the row's number."""
+
+    spec = Spec(Given.obs_space, ActionSpace(("a",), ("m",), "", 10.0))
+    episode_ends = np.array([7, 11])
+    rows = np.concatenate([np.arange(7.0), 100 + np.arange(4.0)])[:, None]
+
+    def stream(self, name):
+        return self.rows
+
+
+def test_errors_are_those_of_arithmetic():
+    """Predictions that are off by 1 and by -3 of what is done: errors by hand."""
+    policy = Given([1.0, -3.0])
+    judged = offline.judge(policy, Counted(), [0, 1], np.array([10.0]), samples=2, seed=0)
+    assert [j.drawn.shape for j in judged] == [(3, 2, 4, 1), (2, 2, 4, 1)]
+    assert [j.there.sum(1).tolist() for j in judged] == [[4, 4, 1], [4, 1]]
+    first, second = policy.seen[0][0], policy.seen[1][0]
+    assert first[0].tolist() == [0, 0] and second[0].tolist() == [2, 3] and second[2].tolist() == [102, 103]
+    assert policy.seen[2][1].tolist() == [2] * 4  # memory is carried from chunk to chunk
+    found = offline.summary(judged, ["a"], ["m"], np.array([10.0]), np.array([2.0]), 3)
+    assert np.isclose(found["channels"][0]["policy"], np.sqrt((1 + 9) / 2))
+    assert np.isclose(found["action_error"], np.sqrt(5) / 2)  # in deviations of 2
+    assert np.isclose(found["channels"][0]["best_of_samples"], 1) and np.isclose(found["channels"][0]["spread"], 2)
+    squares = [(10 - a) ** 2 for a in (0, 1, 2)] + [1, 4, 9, 1]  # the mean where nothing was done, then the row before
+    more = [(10 - a) ** 2 for a in (100, 101, 102)] + [1]
+    assert np.isclose(found["channels"][0]["repeat"], np.sqrt(np.mean(squares + more)))
+    assert [row["windows"] for row in found["rows"]] == [5, 3, 3, 3]
+    assert np.isclose(found["rows"][1]["policy"][0], np.sqrt(5))
+
+
+@pytest.mark.parametrize("offset, better", [(0.1, True), (900.0, False)])
+def test_a_policy_that_is_no_better_than_a_baseline_is_told_so(offset, better):
+    judged = offline.judge(Given([offset]), Counted(), [0], np.array([3.0]), samples=1, seed=0)
+    found = offline.summary(judged, ["a"], ["m"], np.array([3.0]), np.array([2.0]), 3)
+    assert found["better_than_baselines"] == better
+    assert ("NO BETTER" in offline.said(found)) != better and offline.said(found).startswith("This is no success rate")
+
+
+def test_what_is_drawn_depends_on_the_episode_alone(run, store):
+    from polyarm.datasets.store import open_store
+
+    policy, demos = checkpoint.load(run), open_store(store)
+    mean, _ = held_out.action_moments(demos, [0])
+    alone = offline.judge(policy, demos, [2], mean, samples=2, seed=5)[0]
+    among = offline.judge(policy, demos, [1, 2, 7], mean, samples=2, seed=5)[1]
+    assert np.allclose(alone.drawn, among.drawn, atol=1e-4) and not np.allclose(alone.drawn[:, 0], alone.drawn[:, 1])
+
+
+def test_a_run_with_a_world_is_judged_offline_when_asked(settings, tmp_path):
+    from polyarm.eval.run import evaluate
+    from polyarm.train import fit
+
+    out = fit(settings(tmp_path / "run"))
+    found = evaluate([out], ["task.measure=action_error", "eval.samples=2"])
+    assert found["measure"] == "action_error" and found["n"] == 2
+
+
+def test_pictures_are_judged_too(tmp_path):
+    pictures = lambda seed: np.random.default_rng(seed).integers(0, 256, (20, 40, 40, 3), dtype=np.uint8)
+    path = write_store(
+        tmp_path / "mine.zarr", [{**episode(i, 20), "front": pictures(i)} for i in range(4)],
+        streams=[numbers("pose", {"x": "m", "y": "m"}), image("front", 40, 40)], action=UNITS, rate_hz=10,
+    )  # fmt: skip
+    words = [
+        f"task.demos.path={path}",
+        f"output_dir={tmp_path / 'run'}",
+        "data.val_ratio=0.25",
+        *SMALL,
+        "train.steps=2",
+        "train.batch_size=4",
+    ]
+    assert main(["train", *words]) == 0
+    assert main(["eval", str(tmp_path / "run"), "eval.samples=1"]) == 0
