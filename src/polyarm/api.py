@@ -30,6 +30,7 @@ from polyarm.policies import checkpoint
 from polyarm.policies.policy import Policy
 from polyarm.rotation import rows_as, space_as
 from polyarm.spec import Stream, UserError
+from polyarm.task import fitting
 from polyarm.text import text_row
 from polyarm.train import fit
 from polyarm.trust import trusting
@@ -43,7 +44,7 @@ def train(*settings: Any, trust: Any = (), configs: Any = (), **more: Any) -> di
     `step`, `loss`, `val_loss`, ... `trust` and `configs` are the options of these names.
     """
     with _in_force(trust, configs):
-        config = compose(words(*settings, more))
+        config = compose(fitting(words(*settings, more)))
         out = fit(config)
         last = {name: value for row in read_log(out / "log.jsonl") for name, value in row.items()}
         about = {"policy": config.policy.name, "task": config.task.name}
