@@ -1,8 +1,7 @@
 """The Python interface: settings mean what they mean on a command line, and an agent acts as `polyarm eval` plays.
 
-Mutations that turn this red: import torch in polyarm/__init__.py; leave `Verb` out of train.py; lose what was remembered of one
-episode in no reset; give the noise no seed; unscale twice; return rotations as they were learnt; take a picture of floats, or
-of channels first; quote no text; return a result without its latency.
+Mutations that turn this red: import torch in polyarm/__init__.py; leave `Verb` out of train.py; keep what was remembered across
+a reset; seed every episode's noise alike; return rotations as they were learnt; take a picture of floats.
 """
 
 import json
@@ -231,7 +230,7 @@ def test_rotations_in_the_layout_that_is_asked():
         agent = api.Agent(Eye(), rotation=layout)
         agent.reset()
         action = agent.act(seen())
-        assert action.shape == (agent.action_space.width,) and agent.action_space.rotation == layout or space.rotation
+        assert action.shape == (agent.action_space.width,) and agent.action_space.rotation == (layout or space.rotation)
         np.testing.assert_allclose(action, rows_as(Eye.row.numpy(), space, layout), atol=1e-6)
     with pytest.raises(UserError, match="unknown rotation layout 'euler'"):
         api.Agent(Eye(), rotation="euler")
