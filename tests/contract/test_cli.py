@@ -3,10 +3,11 @@
 Mutations that turn it red: import torch, numpy or hydra at the top of cli.py; let a UserError escape; return 0 after one.
 """
 
+import io
 import json
-import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 
 import numpy as np
 import pytest
@@ -97,16 +98,16 @@ SMALL = (
 
 
 def polyarm(*words):
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-m", "polyarm.cli", *words], capture_output=True, text=True, env=env, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done
+    """What the command prints."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = main(words)
+    assert code == 0, err.getvalue()
+    return out.getvalue()
 
 
 def test_eval_writes_what_scripts_rely_on(run, tmp_path):
-    done = polyarm(
+    printed = polyarm(
         "eval",
         str(run),
         "eval.episodes=5",
@@ -118,7 +119,7 @@ def test_eval_writes_what_scripts_rely_on(run, tmp_path):
         "--json",
     )
     result = json.loads((tmp_path / "out" / "result.json").read_text())
-    assert json.loads(done.stdout)["seeds"] == result["seeds"] == [7, 8, 9, 10, 11]
+    assert json.loads(printed)["seeds"] == result["seeds"] == [7, 8, 9, 10, 11]
     assert {"success_rate", "score", "n", "interval", "seeds", "per_seed", "seconds", "versions"} <= result.keys()
     assert result["n"] == 5 and result["network_evaluations"] == 10
     assert result["success_rate"] == np.mean([row["success"] for row in result["per_seed"]])

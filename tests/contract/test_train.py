@@ -380,7 +380,7 @@ json.dump(drawn, open(out, "w"))
 
 
 def test_processes_share_weights_and_nothing_that_is_random(words, tmp_path):
-    """Two of them in one new folder: built alike; other rows, noise (and so crops) and dropout on each; one run, which goes on."""
+    """Two of them in one new folder: built alike; other rows, noise (and so crops) and dropout on each; one run."""
     import socket
 
     def together(*more):
@@ -410,5 +410,4 @@ def test_processes_share_weights_and_nothing_that_is_random(words, tmp_path):
     assert a["built"] == b["built"]
     for what in ("noise", "dropout", "rows"):
         assert a[what] != b[what], what
-    assert together("train.steps=7") == [{}, {}]  # trained: neither makes a step
     assert len(weights(tmp_path / "run")[1]["processes"]) == 2
