@@ -14,6 +14,7 @@ import torch
 from omegaconf import DictConfig
 
 from polyarm import resume
+from polyarm.config import override
 from polyarm.datasets.demos import ACTION, Demos
 from polyarm.datasets.scale import BLOCK, moments
 from polyarm.datasets.windows import split_episodes
@@ -45,7 +46,7 @@ def evaluate(
     require_actions(policy.action_space, demos.spec.action, "the policy", where)
     some = unseen[: e.episodes].tolist()
     notes = _notes(some, len(unseen), train)
-    settings = place.acting(owns[0], config)
+    settings = place.acting(override(owns[0], []), config)
     if where != str(owns[0].task.demos.get("path")):
         settings["task.demos.path"] = where
     wanted = {**place.identity(folders, weights, settings), "held_out": some}
@@ -91,7 +92,7 @@ def held_out(
     every = np.arange(len(ends))
     unseen, trained = every, every[:0]
     for i, (folder, own) in enumerate(zip(folders, owns, strict=True)):
-        train, val = _split(folder, own, where, ends)
+        train, val = _split(folder, own, where, demos)
         if not len(val):
             raise UserError(
                 f"{folder} held out none of the episodes of {where} (data.val_ratio={own.data.val_ratio:g}), so nothing is unseen "
@@ -106,13 +107,18 @@ def held_out(
     return trained, unseen
 
 
-def _split(folder: Path, own: DictConfig, where: str, ends: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _split(folder: Path, own: DictConfig, where: str, demos: Demos) -> tuple[np.ndarray, np.ndarray]:
     """(training, held-out) episodes of a run; none and all for demonstrations that are not its own."""
-    card, path = _card(folder), str(own.task.demos.get("path"))
-    if card is not None and (resume.same(card, ends) or os.path.realpath(path) == os.path.realpath(where)):
-        return resume.same_split(card, ends, where)
+    card, path, ends = _card(folder), str(own.task.demos.get("path")), demos.episode_ends
+    if card is not None and (resume.same(card, demos) or os.path.realpath(path) == os.path.realpath(where)):
+        return resume.same_split(card, demos, where)
     if card is None and os.path.realpath(path) == os.path.realpath(where):
         d = own.data
+        print(
+            f"{folder} does not keep which episodes it held out: split again by its settings, which is true only if {where} has "
+            "not changed since",
+            file=sys.stderr,
+        )
         return split_episodes(len(ends), d.val_ratio, d.seed, d.max_train_episodes)
     return np.arange(0), np.arange(len(ends))
 

@@ -59,8 +59,6 @@ def evaluate(
 
         return held_out.evaluate(folders, owns, config, overrides, weights, seconds, prefer)
     configs, e = [config, *owns[1:]], config.eval
-    if e.episodes < 1:
-        raise UserError(f"eval.episodes={e.episodes}: give at least 1")
     torch.set_num_threads(int(e.threads))
     device = pick_device(e.device)
     policy = load_policy(folders, config, overrides, weights, device)

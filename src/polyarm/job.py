@@ -91,11 +91,11 @@ def prepare(config: DictConfig, accelerator: Any = None, start: Path | None = No
     demos = open_demos(config.task)
     card = (state or {}).get("data")
     if card is not None:
-        train, val = same_split(card, demos.episode_ends, config.task.demos.get("path"))
+        train, val = same_split(card, demos, config.task.demos.get("path"))
     else:
         n = len(demos.episode_ends)
         train, val = split_episodes(n, config.data.val_ratio, config.data.seed, config.data.max_train_episodes)
-        card = data_card(demos.episode_ends, train, val)
+        card = data_card(demos, train, val)
     spec = _fit_scales(demos, config, train) if start is None else _saved_spec(start, demos, config)
     torch.manual_seed(t.seed)
     policy = require_policy(build(config.policy, spec))

@@ -97,7 +97,7 @@ class Learner:
         self.policy.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
-        self._require_rate()
+        self._set_rate()
         self.ema.load_state_dict(state["ema"])
         self.ema.to(self.accelerator.device)
         mine = saved[rank]
@@ -113,7 +113,7 @@ class Learner:
             self.generator.manual_seed(self.generator.initial_seed() + self.step)
             print(f"begun on another device: from step {self.step} on the noise is drawn anew", file=sys.stderr)
 
-    def _require_rate(self) -> None:
+    def _set_rate(self) -> None:
         """The rate of the next step is that of this run's schedule, which is another if `train.steps` is."""
         was = self.schedule.get_last_lr()[0]
         rates = [base * f(self.step) for base, f in zip(self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True)]

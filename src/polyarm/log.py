@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import sys
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,9 @@ class Log:
         self.board = SummaryWriter(str(run / "tensorboard"), purge_step=step + 1 if step else None)
 
     def add(self, step: int, **values: Any) -> None:
+        """One row. What is no number is said and left out: it would be no JSON."""
+        for name in [n for n, v in values.items() if isinstance(v, float) and not isfinite(v)]:
+            print(f"{name} is {values.pop(name)} at step {step}: not logged", file=sys.stderr)
         self.file.write(json.dumps({"step": step, **values}) + "\n")
         self.file.flush()
         for name, value in values.items():

@@ -12,6 +12,7 @@ import numpy as np
 from omegaconf import DictConfig, OmegaConf
 
 from polyarm.config import CONFIGS, PACKAGES, SECTIONS, compose
+from polyarm.datasets.demos import ACTION, Demos
 from polyarm.policies import checkpoint
 from polyarm.spec import UserError
 
@@ -66,23 +67,24 @@ def agree[Found](accelerator: Any, ask: Callable[[], Found]) -> Found:
     return answer[0]
 
 
-def data_card(ends: np.ndarray, train: np.ndarray, val: np.ndarray) -> dict[str, Any]:
+def data_card(demos: Demos, train: np.ndarray, val: np.ndarray) -> dict[str, Any]:
     """Which demonstrations a run stands on: kept in every checkpoint, read by `same_split`."""
-    return {"episodes": len(ends), "ends": _fingerprint(ends), "train": train.tolist(), "val": val.tolist()}
+    n = len(demos.episode_ends)
+    return {"episodes": n, "fingerprint": _fingerprint(demos, n), "train": train.tolist(), "val": val.tolist()}
 
 
-def same(card: dict[str, Any], ends: np.ndarray) -> bool:
+def same(card: dict[str, Any], demos: Demos) -> bool:
     """Whether demonstrations are those of a run, perhaps with more after them."""
     n = card["episodes"]
-    return len(ends) >= n and _fingerprint(ends[:n]) == card["ends"]
+    return len(demos.episode_ends) >= n and _fingerprint(demos, n) == card["fingerprint"]
 
 
-def same_split(card: dict[str, Any], ends: np.ndarray, where: str) -> tuple[np.ndarray, np.ndarray]:
+def same_split(card: dict[str, Any], demos: Demos, where: str) -> tuple[np.ndarray, np.ndarray]:
     """The (training, held-out) episodes of a run, whatever was added to its demonstrations since."""
-    n = card["episodes"]
-    if not same(card, ends):
+    n, ends = card["episodes"], demos.episode_ends
+    if not same(card, demos):
         raise UserError(
-            f"{where} holds {len(ends)} episodes that are not those this run began with ({n} of other lengths): "
+            f"{where} holds {len(ends)} episodes that are not those this run began with ({n} others): "
             "restore them, or train in another output_dir"
         )
     if len(ends) > n:
@@ -131,8 +133,12 @@ def _is_default(key: str, value: Any) -> bool:
     return False
 
 
-def _fingerprint(ends: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(ends, "<i8").tobytes()).hexdigest()[:16]
+def _fingerprint(demos: Demos, n: int) -> str:
+    """Of where the first n episodes end, and of the actions that each begins and ends with: all would take too long to read."""
+    ends = np.ascontiguousarray(demos.episode_ends[:n], "<i8")
+    rows = np.unique(np.concatenate([np.insert(ends, 0, 0)[:-1], ends - 1]))
+    actions = np.ascontiguousarray(demos.stream(ACTION)[rows], "<f4")
+    return hashlib.sha256(ends.tobytes() + actions.tobytes()).hexdigest()[:16]
 
 
 def _flat(config: Any, prefix: str = "", resolve: bool = True) -> dict[str, Any]:

@@ -5,11 +5,10 @@ The module itself can be called: `polyarm.train(...)` is `polyarm.api.train(...)
 
 from __future__ import annotations
 
-import errno
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,7 @@ def fit(config: DictConfig) -> Path:
     run, accelerator = Path(config.output_dir), make_accelerator(config)
     start = resume.agree(accelerator, lambda: resume.look(run, config))
     job = _prepare(config, accelerator, start)
-    with _full_disk_said(run), ExitStack() as stack:
+    with ExitStack() as stack:
         learner = job.learner(config)
         batches, held_out = (
             iter(job.batches(config, learner)),
@@ -86,28 +85,6 @@ def _claim(run: Path, config: DictConfig, start: Path | None, stack: ExitStack) 
         )
 
 
-@contextmanager
-def _full_disk_said(run: Path) -> Iterator[None]:
-    """A disk that takes no more is a sentence, not a traceback."""
-    try:
-        yield
-    except OSError as e:
-        if e.errno not in (
-            errno.ENOSPC,
-            errno.EDQUOT,
-            errno.EROFS,
-            errno.EACCES,
-            errno.EPERM,
-            errno.EIO,
-            errno.ENOTDIR,
-        ):
-            raise
-        raise UserError(
-            f"{e.filename or run} cannot be written ({e.strerror}): make room or give another output_dir; checkpoints that "
-            "are there stay, and the same command goes on from them"
-        ) from e
-
-
 def _loop(
     learner: Learner, batches: Iterator[Clip], held_out: Batches | None, job: Job, config: DictConfig, run: Path,
     stack: ExitStack,
@@ -143,22 +120,25 @@ def _loop(
                 state = learner.state() if ended or due(t.checkpoint_every) or learner.step == t.steps else None
                 if log is not None and (state is not None or due(t.log_every)):
                     tally.require_finite(learner.step, t.lr)
-                if log is not None and state is not None:  # before what may fail for less, such as a rollout
-                    save(state)
-                if log is not None and due(t.log_every):
+                if log is not None and due(t.log_every):  # before the checkpoint: after a kill it would not come again
                     row = tally.row(learner, a.num_processes)
                     log.add(learner.step, **row)
                     bar.at(learner.step, tally.words(row))
                     tally = Tally(a.device)
+                if log is not None and state is not None:  # before what may fail for less, such as a rollout
+                    save(state)
             if log is not None and held_out is not None and due(t.val_every):
                 log.add(learner.step, **validate(learner, held_out, t.val_batches, t.seed))
             if log is not None and rollouts is not None and due(t.rollout_every):
                 log.add(learner.step, **_played(learner, rollouts))
             if ended:
                 raise KeyboardInterrupt
-    except BaseException as e:  # what was trained since the last checkpoint is not lost with what failed
-        if alone and whole and learner.step > saved and not isinstance(e, UserError):
+    except (
+        BaseException
+    ):  # what was trained since the last checkpoint is not lost with what failed, unless it is no number
+        if alone and whole and learner.step > saved:
             with suppress(Exception):
+                tally.require_finite(learner.step, t.lr)
                 save(learner.state())
         if saved:
             print(f"saved {run / 'checkpoints' / _name(saved)}", file=sys.stderr)

@@ -18,6 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from polyarm.cli import main
 from polyarm.datasets.store import Store
 from polyarm.learner import Learner
 from polyarm.lock import lock
@@ -154,15 +155,16 @@ def test_ctrl_c_saves_first_and_the_same_command_goes_on(words, settings, tmp_pa
     same(trained(fit(settings(tmp_path / "whole", "train.checkpoint_every=0"))), trained(out))
 
 
-def test_an_error_between_steps_saves_first(settings, tmp_path, monkeypatch):
-    """What is not the step's own fault, such as a disk that ends to answer, does not cost the steps since the last checkpoint."""
+@pytest.mark.parametrize("error", [RuntimeError, UserError])
+def test_an_error_between_steps_saves_first(settings, tmp_path, monkeypatch, error):
+    """What is not the step's own fault, such as a chunk that is damaged, does not cost the steps since the last checkpoint."""
     from polyarm import train
 
     def broken(*args):
-        raise RuntimeError("the disk is gone")
+        raise error("the file is damaged")
 
     monkeypatch.setattr(train, "validate", broken)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(error):
         fit(settings(tmp_path / "run", "train.checkpoint_every=0"))
     assert checkpoint.find(tmp_path / "run").name == "step_00000010"
 
@@ -243,6 +245,30 @@ def test_other_demonstrations_under_the_same_path_are_refused(settings, demos, t
                 other.append({name: all_.read(name)[part] for name in names}, seed)
     with pytest.raises(UserError, match="not those this run began with"):
         fit(settings(run, f"task.demos.path={own}"))
+
+
+def test_other_demonstrations_of_the_same_lengths_are_refused(settings, demos, tmp_path, monkeypatch):
+    """Mutation: compare where episodes end alone."""
+    own = tmp_path / "d.zarr"
+    shutil.copytree(demos, own)
+    run = killed(settings, monkeypatch, tmp_path / "run", f"task.demos.path={own}")
+    shutil.rmtree(own)
+    with Store.open(demos) as one, Store.create(own, one.spec) as other:
+        for seed, part in enumerate(np.split(np.arange(one.frames), one.episode_ends[:-1])):
+            rows = {name: one.read(name)[part] for name in (*one.spec.obs.names, "action", "time_s")}
+            other.append(rows | {"action": rows["action"] + 0.01 * (seed == 3)}, seed)
+    with pytest.raises(UserError, match="not those this run began with"):
+        fit(settings(run, f"task.demos.path={own}"))
+
+
+def test_what_is_no_number_is_said_and_not_logged(settings, tmp_path, monkeypatch, capsys):
+    from polyarm import train
+
+    monkeypatch.setattr(train, "validate", lambda *args: {"val_loss": torch.inf})
+    run = fit(settings(tmp_path / "run"))
+    assert "val_loss is inf at step 10: not logged" in capsys.readouterr().err
+    for line in (run / "log.jsonl").read_text().splitlines():
+        assert "val_loss" not in json.loads(line, parse_constant=pytest.fail)
 
 
 def test_a_setting_younger_than_the_run_has_its_default(settings, tmp_path, monkeypatch):
@@ -369,7 +395,7 @@ def test_a_folder_that_cannot_be_written_is_said_in_a_sentence(settings, tmp_pat
         fit(settings(tmp_path / "file" / "run"))
 
 
-def test_a_full_disk_is_said_in_a_sentence(settings, tmp_path, monkeypatch):
+def test_a_full_disk_is_said_in_a_sentence(words, tmp_path, monkeypatch, capsys):
     import errno
 
     from polyarm import train
@@ -378,8 +404,9 @@ def test_a_full_disk_is_said_in_a_sentence(settings, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "log.jsonl")
 
     monkeypatch.setattr(train.Log, "add", full)
-    with pytest.raises(UserError, match=r"log.jsonl.*No space left.*same command"):
-        fit(settings(tmp_path / "run"))
+    assert main(["train", *words(tmp_path / "run")]) == 2
+    assert "log.jsonl: No space left on device: free some space" in capsys.readouterr().err.splitlines()[-1]
+    assert checkpoint.find(tmp_path / "run").name == "step_00000005"  # what was trained until then
 
 
 def test_a_finished_run_is_left_as_it_is_and_a_longer_one_goes_on(settings, tmp_path):
