@@ -15,7 +15,7 @@ from jaxtyping import Float
 from polyarm.sim.mujoco import so101
 from polyarm.sim.mujoco.render import picture
 from polyarm.sim.world import choose, command, observation_space
-from polyarm.spec import ActionSpace, ObsSpace, Spec, Stream
+from polyarm.spec import ActionSpace, ObsSpace, Spec, Stream, UserError
 
 VERSION = "PickPlace-v0.1"
 RATE_HZ, TIMESTEP_S = 20.0, 0.005
@@ -45,10 +45,10 @@ STREAMS = {
 CAMERAS = ("front", "wrist")
 
 
-@lru_cache(maxsize=1)
-def _model() -> mujoco.MjModel:
-    """Shared by all worlds of the process; nothing writes to it."""
-    return mujoco.MjModel.from_xml_string(so101.scene(PROPS, TIMESTEP_S))
+@lru_cache(maxsize=8)
+def _model(front_orbit_deg: float, table_rgb: tuple[float, ...]) -> mujoco.MjModel:
+    """Shared by all worlds of the process that look alike; nothing writes to it."""
+    return mujoco.MjModel.from_xml_string(so101.scene(PROPS, TIMESTEP_S, front_orbit_deg, table_rgb))
 
 
 class PickPlace(gym.Env):
@@ -58,6 +58,9 @@ class PickPlace(gym.Env):
     the cube looks the same every 90 degrees), `target` [2] (x y m), and an image for each of `cameras`.
     Action [6]: absolute joint targets rad and finger opening m, clipped to the limits. Reward 1 at success, which ends
     the episode. `image_size` and `render_size` are (height, width).
+
+    `front_orbit_deg` carries the front camera round the workspace, `table_rgb` (each 0 to 1) paints the table: what a policy
+    of pictures was not trained on.
     """
 
     observation_space: spaces.Dict
@@ -69,6 +72,8 @@ class PickPlace(gym.Env):
         cameras: Sequence[str] = (),
         image_size: Sequence[int] = (96, 96),
         shadows: bool = False,
+        front_orbit_deg: float = 0,
+        table_rgb: Sequence[float] | None = None,
         max_steps: int = 160,
         render_size: Sequence[int] = (240, 320),
         render_mode: str = "rgb_array",
@@ -83,7 +88,8 @@ class PickPlace(gym.Env):
         self.observation_space = observation_space(obs)
         low, high = np.concatenate([so101.LIMITS_RAD, [so101.OPENING_M]]).astype(np.float32).T
         self.action_space = spaces.Box(low, high, dtype=np.float32)
-        self.model, self.data = _model(), mujoco.MjData(_model())
+        self.model = _model(float(front_orbit_deg), _colour(table_rgb))
+        self.data = mujoco.MjData(self.model)
         self._tip = self.model.site("tip").id
 
     @property
@@ -196,6 +202,14 @@ class PickPlace(gym.Env):
         }
         obs = {name: np.asarray(value, np.float32) for name, value in low_dim.items()}
         return obs | {c: picture(self.model, self.data, c, self.image_size, self.shadows) for c in self.cameras}
+
+
+def _colour(rgb: Sequence[float] | None) -> tuple[float, ...]:
+    if rgb is None:
+        return so101.TABLE_RGB
+    if len(rgb) != 3 or not all(0 <= x <= 1 for x in rgb):
+        raise UserError(f"table_rgb={list(rgb)}: give red, green and blue from 0 to 1, or null for the table as it is")
+    return tuple(map(float, rgb))
 
 
 def _size(size: Sequence[int]) -> tuple[int, int]:

@@ -7,6 +7,8 @@ is there for distance queries of a safety layer. Only pads, props and table coll
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import mujoco
 import numpy as np
 from jaxtyping import Float
@@ -16,6 +18,10 @@ LIMITS_DEG = ((-110, 110), (-100, 100), (-97, 97), (-95, 110), (-160, 160))
 LIMITS_RAD = np.deg2rad(np.array(LIMITS_DEG, float))
 OPENING_M = (0.0, 0.032)
 """Range of the commanded finger opening: each pad's distance from the tool axis."""
+
+TABLE_RGB = (0.86, 0.83, 0.78)
+MARK = np.array([0.80, 0.765, 0.71]) / TABLE_RGB
+"""The lines on the table, as a share of its colour."""
 
 LIFT_HEIGHT_M, UPPER_M, FORE_M, TOOL_M, WRIST_M = 0.12, 0.116, 0.135, 0.10, 0.03
 PAN_HEIGHT_M, FINGER_M = 0.06, TOOL_M - WRIST_M - 0.004
@@ -55,7 +61,19 @@ def tip_step(
     return jac.T @ np.linalg.solve(jac @ jac.T + damping**2 * np.eye(6), error)
 
 
-def scene(props: str, timestep_s: float) -> str:
+def front_camera(orbit_deg: float) -> str:
+    """The pose of the camera `front`, carried round the vertical through the middle of the workspace by an angle that counts
+    from above against the clock."""
+    c, s = np.cos(np.deg2rad(orbit_deg)), np.sin(np.deg2rad(orbit_deg))
+    turn = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+    middle = np.array([0.18, 0, 0])
+    pos = middle + turn @ (np.array([0.75, 0, 0.42]) - middle)
+    axes = np.concatenate([turn @ [0, 1, 0], turn @ [-0.43, 0, 0.90]])
+    words = lambda x: " ".join(f"{v:.9g}" for v in x)
+    return f'pos="{words(pos)}" xyaxes="{words(axes)}"'
+
+
+def scene(props: str, timestep_s: float, front_orbit_deg: float = 0.0, table_rgb: tuple[float, ...] = TABLE_RGB) -> str:
     """MJCF of a table, the arm, lights, the cameras `front` and `wrist`, and the bodies in `props`.
 
     Without the two noslip iterations (a sixth of the time) soft friction lets a held cube creep by 1.5 mm/s.
@@ -72,7 +90,7 @@ def scene(props: str, timestep_s: float) -> str:
   </visual>
   <asset>
     <texture name="sky" type="skybox" builtin="gradient" rgb1=".80 .86 .92" rgb2=".58 .66 .76" width="64" height="384"/>
-    <texture name="table" type="2d" builtin="flat" rgb1=".86 .83 .78" width="100" height="100" mark="edge" markrgb=".80 .765 .71"/>
+    <texture name="table" type="2d" builtin="flat" rgb1="{_rgb(table_rgb)}" width="100" height="100" mark="edge" markrgb="{_rgb(np.multiply(table_rgb, MARK))}"/>
     <material name="table" texture="table" texrepeat="50 50" texuniform="false" specular="0"/>
     <material name="print" rgba=".98 .69 .16 1" specular=".2" shininess=".3"/>
     <material name="servo" rgba=".17 .18 .21 1" specular=".3" shininess=".4"/>
@@ -92,7 +110,7 @@ def scene(props: str, timestep_s: float) -> str:
   <worldbody>
     <light directional="true" pos="0.3 -0.5 1" dir="-0.15 0.42 -0.9" diffuse=".5 .5 .48" specular=".2 .2 .2" castshadow="true"/>
     <geom name="table" type="plane" size="2 2 1" material="table"/>
-    <camera name="front" pos="0.75 0 0.42" xyaxes="0 1 0 -0.43 0 0.90" fovy="31"/>
+    <camera name="front" {front_camera(front_orbit_deg)} fovy="31"/>
     {_arm()}
     {props}
   </worldbody>
@@ -103,6 +121,10 @@ def scene(props: str, timestep_s: float) -> str:
     <position name="gripper" tendon="grip" kp="150" kv="20" forcerange="-3 3" ctrlrange="{OPENING_M[0]} {OPENING_M[1]}"/>
   </actuator>
 </mujoco>"""
+
+
+def _rgb(colour: Iterable[float]) -> str:
+    return " ".join(f"{x:.3g}" for x in colour)
 
 
 def _joint(name: str, axis: str) -> str:

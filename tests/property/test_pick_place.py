@@ -10,6 +10,7 @@ from polyarm.sim.experts.pick_place import CLOSE_M, PHASES, PickPlaceExpert
 from polyarm.sim.mujoco import so101
 from polyarm.sim.mujoco.pick_place import CUBE_M, OPEN_M, PickPlace
 from polyarm.sim.world import make_world
+from polyarm.spec import UserError
 
 
 @pytest.fixture
@@ -255,6 +256,43 @@ def test_the_wrist_camera_sees_the_cube_between_the_fingers():
     assert cube.mean() > 0.05
     assert columns == pytest.approx(47.5, abs=5)
     assert rows > 40
+
+
+@pytest.mark.parametrize("angle", [-10.0, 5.0, 10.0])
+def test_the_front_camera_goes_round_the_workspace_and_keeps_it_in_the_middle(angle):
+    """Its distance and height stay, its heading turns with it, the middle stays in its column; physics and the wrist's camera
+    do not notice. Mutations: the position turned without its axes, round the base."""
+    still, moved = (PickPlace(cameras=("front", "wrist"), front_orbit_deg=a) for a in (0.0, angle))
+    first, other = (world.reset(seed=3)[0] for world in (still, moved))
+    assert np.array_equal(still.get_state(), moved.get_state())
+    assert np.array_equal(first["wrist"], other["wrist"])
+    assert not np.array_equal(first["front"], other["front"])
+    a, b = (world.data.camera("front") for world in (still, moved))
+    middle = np.array([0.18, 0, 0])
+    turn = np.deg2rad(angle)
+    assert b.xpos[2] == pytest.approx(a.xpos[2])
+    heading = np.arctan2(*(b.xpos - middle)[1::-1])
+    assert heading == pytest.approx(turn)
+    ray = b.xmat.reshape(3, 3).T @ (middle - b.xpos)  # x to the right, y up, z backwards
+    assert ray[0] == pytest.approx(0, abs=1e-6)
+    assert ray[2] < 0
+
+
+def test_the_table_is_painted_for_both_cameras():
+    """Mutation: only the texture of one camera's model."""
+    world = PickPlace(cameras=("front", "wrist"), table_rgb=(0.1, 0.2, 0.9))
+    plain = PickPlace(cameras=("front", "wrist"))
+    for camera in ("front", "wrist"):
+        blue, before = (w.reset(seed=0)[0][camera].astype(int).reshape(-1, 3) for w in (world, plain))
+        median = np.median(blue, axis=0)
+        assert median[2] > 2 * median[0]
+        assert np.ptp(np.median(before, axis=0)) < 40
+
+
+@pytest.mark.parametrize("rgb", [(1.0, 2.0, 3.0), (0.5, 0.5), (-0.1, 0.0, 0.0)])
+def test_no_colour_is_refused(rgb):
+    with pytest.raises(UserError, match="give red, green and blue from 0 to 1"):
+        PickPlace(table_rgb=rgb)
 
 
 def test_shadows_are_off_unless_asked_for():
