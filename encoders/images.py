@@ -2,6 +2,7 @@
 with group norms, and the pooled one of SeedPolicy (Gui et al. 2026, arXiv 2603.05117)."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from einops import rearrange
@@ -18,32 +19,71 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """Of the red, green and blue of ImageNet's pixels in [0, 1]."""
 
 
-class ResNetKeypoints(nn.Module):
-    """crop -> ResNet18 without its pooling -> spatial softmax to `keypoints` positions -> `features` numbers.
+class Keypoints(nn.Module):
+    """crop -> a convolutional body -> spatial softmax to `keypoints` positions -> `features` numbers (None: the positions).
 
     `crop` is a fraction of both sides or (height, width) in pixels: a random window an image with a generator, the centre
-    without. Nothing is pretrained; norms are group norms, as averaged weights need. One encoder a camera.
+    without. Nothing is pretrained. One encoder a camera. `body` gives `channels` maps of one cell for `stride` pixels.
     Raises UserError for a stream that is no colour image, and for a crop larger than it or of one cell only.
     """
 
-    def __init__(self, stream: Stream, crop: float | Sequence[int], keypoints: int = 32, features: int = 64) -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        crop: float | Sequence[int],
+        body: nn.Module,
+        channels: int,
+        stride: int,
+        keypoints: int,
+        features: int | None,
+    ) -> None:
         super().__init__()
-        self.crop = crop_size(stream, crop, "ResNetKeypoints")
-        if min(self.crop) <= STRIDE:
+        taker = type(self).__name__
+        self.crop = crop_size(stream, crop, taker)
+        if min(self.crop) <= stride:
             raise UserError(
                 f"images of stream {stream.name!r} are cropped to {self.crop[0]}x{self.crop[1]}, where keypoints need more "
-                f"than {STRIDE} pixels a side: choose a larger crop or larger images"
+                f"than {stride} pixels a side: choose a larger crop or larger images"
             )
-        net = resnet18(weights=None, norm_layer=lambda channels: nn.GroupNorm(channels // 16, channels))
-        self.body = nn.Sequential(*list(net.children())[:-2])
-        self.keypoints = nn.Conv2d(net.fc.in_features, keypoints, 1)
-        self.head = nn.Sequential(nn.Linear(2 * keypoints, features), nn.ReLU())
-        self.width = features
+        self.body = body
+        self.keypoints = nn.Conv2d(channels, keypoints, 1)
+        self.head = nn.Identity() if features is None else nn.Sequential(nn.Linear(2 * keypoints, features), nn.ReLU())
+        self.width = 2 * keypoints if features is None else features
 
     def forward(self, x: UInt8[Tensor, "n h w 3"], generator: Generator | None = None) -> Float[Tensor, "n c"]:
         top, left = offsets(x, self.crop, generator)
-        pixels = windows(x, top, left, self.crop).float() / 127.5 - 1
-        return self.head(positions(self.keypoints(self.body(pixels))).flatten(1))
+        pixels = windows(x, top, left, self.crop).float().div_(127.5).sub_(1)
+        return self.head(positions(self.keypoints(self.body(pixels)).float()).flatten(1))
+
+
+class ResNetKeypoints(Keypoints):
+    """`Keypoints` of ResNet18 without its pooling. Norms are group norms, as averaged weights need."""
+
+    def __init__(
+        self, stream: Stream, crop: float | Sequence[int], keypoints: int = 32, features: int | None = 64
+    ) -> None:
+        net = resnet18(weights=None, norm_layer=lambda channels: nn.GroupNorm(channels // 16, channels))
+        body = nn.Sequential(*list(net.children())[:-2])
+        super().__init__(stream, crop, body, net.fc.in_features, STRIDE, keypoints, features)
+
+
+class ConvKeypoints(Keypoints):
+    """`Keypoints` of a few convolutions, for a CPU (Levine et al. 2016, arXiv 1504.00702, has three): one that strides, then
+    one of 3x3 for each further number of `channels`. 2 MMAC a picture of 84 px with stride 4 and 32 channels each."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        crop: float | Sequence[int],
+        channels: Sequence[int],
+        stride: int,
+        keypoints: int,
+        features: int | None,
+    ) -> None:
+        layers: list[nn.Module] = [nn.Conv2d(3, channels[0], 2 * stride, stride, stride // 2), nn.ReLU()]
+        for fan_in, fan_out in pairwise(channels):
+            layers += [nn.Conv2d(fan_in, fan_out, 3, padding=1), nn.ReLU()]
+        super().__init__(stream, crop, nn.Sequential(*layers), channels[-1], stride, keypoints, features)
 
 
 class ResNetPooled(nn.Module):
@@ -101,7 +141,8 @@ def windows(
 ) -> UInt8[Tensor, "n c h1 w1"]:
     """Image i from (top_i, left_i) on, channels first."""
     every = x.unfold(1, size[0], 1).unfold(2, size[1], 1)  # a view: [n, tops, lefts, c, h1, w1]
-    return every[torch.arange(x.shape[0], device=x.device), top, left]
+    pixels = rearrange(every, "n t l c h w -> n t l h w c")[torch.arange(x.shape[0], device=x.device), top, left]
+    return rearrange(pixels, "n h w c -> n c h w")  # in memory still channels last, as convolutions like them
 
 
 def positions(logits: Float[Tensor, "n k h w"]) -> Float[Tensor, "n k 2"]:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from polyarm.encoders.images import offsets, positions, windows
 from polyarm.spec import Stream, UserError
-from tests.from_yaml import ResNetKeypoints
+from tests.from_yaml import ConvKeypoints, ResNetKeypoints
 
 SIDES = st.integers(2, 9)
 quick = settings(max_examples=30, deadline=None)
@@ -21,10 +21,10 @@ def images(n, height=40, width=44, seed=0):
     return torch.randint(0, 256, (n, height, width, 3), dtype=torch.uint8, generator=seeded(seed))
 
 
-@pytest.fixture(scope="module")
-def encoder():
+@pytest.fixture(scope="module", params=[ResNetKeypoints, ConvKeypoints], ids=["resnet", "conv"])
+def encoder(request):
     torch.manual_seed(0)
-    return ResNetKeypoints(Stream("camera", "image", (40, 44, 3)), crop=(36, 40), keypoints=4, features=8)
+    return request.param(Stream("camera", "image", (40, 44, 3)), crop=(36, 40), keypoints=4, features=8)
 
 
 @quick
@@ -117,6 +117,28 @@ def test_training_mode_and_neighbours_change_nothing(encoder):
     """Mutation: batch norm."""
     x = images(3)
     torch.testing.assert_close(encoder.train()(x), encoder.eval()(x[[2, 0, 1]])[[1, 2, 0]])
+
+
+@pytest.mark.parametrize("stride", [2, 4])
+def test_a_few_convolutions_keep_a_map_of_one_cell_for_a_stride(stride):
+    """Mutation: no padding, a stride in every layer."""
+    encoder = ConvKeypoints(Stream("camera", "image", (16, 24, 3)), crop=1.0, stride=stride, channels=[8, 8, 8, 4])
+    assert encoder.body(torch.zeros(1, 3, 16, 24)).shape == (1, 4, 16 // stride, 24 // stride)
+
+
+def test_without_a_head_the_features_are_the_keypoints():
+    """Mutation: a width that stays that of the head."""
+    encoder = ConvKeypoints(Stream("camera", "image", (40, 44, 3)), crop=1.0, keypoints=5, features=None)
+    found = encoder(images(2))
+    assert found.shape == (2, encoder.width) == (2, 10)
+    assert (found.abs() <= 1).all()
+
+
+def test_pixels_lie_channels_last_in_memory_as_convolutions_are_fastest():
+    """Mutation: a copy to channels first."""
+    x = images(3)
+    got = windows(x, *offsets(x, (36, 40), seeded()), (36, 40))
+    assert got.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_gradient_reaches_every_parameter(encoder):
