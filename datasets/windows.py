@@ -6,7 +6,7 @@ A window of horizon Tp starts at time t - To + 1 of the newest observation t: ob
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from itertools import count
 from typing import Any, Protocol, cast, runtime_checkable
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from polyarm.datasets.demos import ACTION, Demos, Rows
-from polyarm.spec import Clip, Spec, Stream, UserError
+from polyarm.spec import CACHED, FRAMES, Clip, Spec, Stream, UserError
 
 
 def split_episodes(
@@ -82,7 +82,8 @@ class Windows(torch.utils.data.Dataset):
     `reset` is true for a window with no other one `stride` rows before it: the first that acting meets, whatever its phase.
 
     Low-dim streams and the action are held as float32. Images stay uint8, in memory while all of them fit `ram_gib`,
-    otherwise they are read for each batch.
+    otherwise they are read for each batch. `cached`: {stream: features [N c]} that take the place of a stream's rows, under
+    `CACHED` and its name.
     """
 
     by_epoch = False
@@ -100,6 +101,7 @@ class Windows(torch.utils.data.Dataset):
         stride: int | None = None,
         pad_after: int | None = None,
         ram_gib: float = 4.0,
+        cached: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         self.stride = n_action_steps if stride is None else stride
         if not 1 <= n_obs_steps <= horizon or not 1 <= n_action_steps <= horizon or k < 1 or self.stride < 1:
@@ -115,7 +117,10 @@ class Windows(torch.utils.data.Dataset):
         self._ends = demos.episode_ends
         self._choose(episodes)
         self._action = _in_memory(demos.stream(ACTION), np.dtype("f4"))
-        self._obs = _load(demos, spec.obs.streams, ram_gib)
+        cached = cached or {}
+        seen = [s for s in spec.obs.streams if s.name not in cached]
+        self._obs = _load(demos, seen, ram_gib) | {CACHED + name: x for name, x in cached.items()}
+        self._has_pictures = any(s.kind == "image" for s in seen)
 
     def over(self, episodes: Sequence[int] | np.ndarray | None) -> Windows:
         """The windows of other episodes, cut alike. What is in memory is shared."""
@@ -169,7 +174,8 @@ class Windows(torch.utils.data.Dataset):
         return self.__getitems__([i])
 
     def __getitems__(self, items: Sequence[int] | np.ndarray) -> Clip:
-        """The batch of these items: obs {stream: [b k o ...]}, action [b k h d], reset [b k]."""
+        """The batch of these items: obs {stream: [b k o ...]}, action [b k h d], reset [b k]. With pictures obs has the row of
+        every frame too, as `FRAMES` [b k o], by which those that come twice are known."""
         items = np.asarray(items)
         start, begin, last = (
             self.start[items, None, None],
@@ -180,13 +186,24 @@ class Windows(torch.utils.data.Dataset):
         at_obs = np.clip(first + self._obs_steps, begin, last)
         at_action = np.clip(first + self._action_steps, begin, last)
         obs = {name: torch.from_numpy(_take(x, at_obs)) for name, x in self._obs.items()}
+        if self._has_pictures:
+            obs[FRAMES] = torch.from_numpy(at_obs)
         reset = self.start[items, None] + self._k_steps - self.stride < -self.pad
         return Clip(obs, torch.from_numpy(_take(self._action, at_action)), torch.from_numpy(reset))
 
 
-def order(n: int, seed: int, epoch: int, rank: int = 0, world: int = 1) -> Int[np.ndarray, " share"]:
-    """The items that `rank` sees in `epoch`, in order: the ranks share out one permutation of range(n)."""
-    return np.random.default_rng([seed, epoch]).permutation(n)[rank::world]
+def order(
+    n: int, seed: int, epoch: int, rank: int = 0, world: int = 1, neighbours: int = 1
+) -> Int[np.ndarray, " share"]:
+    """The items that `rank` sees in `epoch`, in order: the ranks share out one permutation of range(n), in which runs of
+    `neighbours` items, cut anew in every epoch, stay together."""
+    rng = np.random.default_rng([seed, epoch])
+    if neighbours == 1:
+        return rng.permutation(n)[rank::world]
+    shift = rng.integers(neighbours)
+    runs = rng.permutation(-(-(n + shift) // neighbours)) * neighbours - shift
+    items = (runs[:, None] + np.arange(neighbours)).ravel()
+    return items[(items >= 0) & (items < n)][rank::world]
 
 
 @runtime_checkable
@@ -221,6 +238,7 @@ class Loader:
         num_workers: int = 0,
         pin_memory: bool = False,
         partial: bool = False,
+        neighbours: int = 1,
     ) -> None:
         share = len(windows) // world
         if batch_size < 1 or not (0 <= rank < world) or (share < batch_size and not partial):
@@ -229,7 +247,7 @@ class Loader:
                 f"give a batch_size from 1 to {share}, or more episodes"
             )
         self.windows, self.batch_size, self.seed, self.rank, self.world = windows, batch_size, seed, rank, world
-        self.start_step, self.steps_per_epoch = start_step, share // batch_size
+        self.start_step, self.steps_per_epoch, self.neighbours = start_step, share // batch_size, neighbours
         self._options: dict[str, Any] = {
             "num_workers": num_workers, "pin_memory": pin_memory, "persistent_workers": num_workers > 0,
             "generator": torch.Generator(),  # its own: one that is not given draws from the global one, as dropout does
@@ -258,7 +276,7 @@ class Loader:
     def _batches(self, start_step: int) -> Iterator[np.ndarray]:
         first, skip = divmod(start_step, self.steps_per_epoch)
         for epoch in count(first):
-            mine = order(len(self.windows), self.seed, epoch, self.rank, self.world)
+            mine = order(len(self.windows), self.seed, epoch, self.rank, self.world, self.neighbours)
             mine = mine + epoch * len(self.windows) if self.windows.by_epoch else mine
             for i in range(skip if epoch == first else 0, self.steps_per_epoch):
                 yield mine[i * self.batch_size : (i + 1) * self.batch_size]

@@ -76,13 +76,16 @@ class Backbone(nn.Module):
         self.train()
 
     def forward(self, x: UInt8[Tensor, "n h w 3"], generator: Generator | None = None) -> Float[Tensor, "n c"]:
+        return self.head(self.pooled(x, generator))
+
+    def pooled(self, x: UInt8[Tensor, "n h w 3"], generator: Generator | None = None) -> Float[Tensor, "n c"]:
+        """What timm's network makes of it, before the head."""
         top, left = offsets(x, self.crop, generator)
         pixels = windows(x, top, left, self.crop).float() / 255
         if self.size != self.crop:
             pixels = interpolate(pixels, self.size, mode="bilinear", antialias=True, align_corners=False)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            pooled = self.net(standard(pixels, self.mean, self.std))
-        return self.head(pooled)
+            return self.net(standard(pixels, self.mean, self.std))
 
     def train(self, mode: bool = True) -> Backbone:
         super().train(mode)

@@ -1,14 +1,14 @@
 """All streams of an observation to one feature vector a step."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
-from polyarm.spec import KINDS, ObsSpace, Stream, UserError, unknown
+from polyarm.spec import CACHED, FRAMES, KINDS, ObsSpace, Stream, UserError, unknown
 
 
 @runtime_checkable
@@ -40,25 +40,56 @@ class Fuse(nn.Module):
         self.width = sum(encoder.width for encoder in self._encoders())
 
     def forward(self, obs: Mapping[str, Tensor], generator: Generator | None = None) -> Float[Tensor, "b o c"]:
-        """obs: {stream: [b o ...]} in raw units, images uint8; streams beyond `obs_space` are ignored."""
-        features = []
+        """obs: {stream: [b o ...]} in raw units, images uint8; streams beyond `obs_space` are ignored. Where obs says which
+        frames are one, as `FRAMES` [b o], their images are encoded once; `CACHED` and a stream's name [b o c] is what its frozen
+        network made of it already."""
+        features, frames = [], _once(obs.get(FRAMES))
         for stream, encode in zip(self.obs_space.streams, self._encoders(), strict=True):
-            if stream.name not in obs:
+            cached = CACHED + stream.name in obs
+            if not cached and stream.name not in obs:
                 raise unknown("observation stream", stream.name, obs)
-            x = obs[stream.name]
-            if tuple(x.shape[2:]) != stream.shape:
+            x = obs[CACHED + stream.name if cached else stream.name]
+            if not cached and tuple(x.shape[2:]) != stream.shape:
                 raise UserError(
                     f"observation stream {stream.name!r} comes as {tuple(x.shape)}, which should be [b o ...] of "
                     f"{stream.shape}: use the data or task it was trained on"
                 )
             if stream.scale is not None and stream.low_dim:
                 x = stream.scale.do(x.float())
-            feature = encode(rearrange(x, "b o ... -> (b o) ..."), generator)
+            flat = rearrange(x, "b o ... -> (b o) ...")
+            if cached:
+                feature = encode.head(flat)  # type: ignore[attr-defined]
+            elif frames is None or stream.kind != "image":
+                feature = encode(flat, generator)
+            else:
+                feature = encode(flat[frames.first], generator)[frames.copy]
             features.append(rearrange(feature, "(b o) c -> b o c", b=len(x)))
         return torch.cat(features, dim=-1)
 
+    def frozen(self) -> list[tuple[str, Encoder]]:
+        """(stream, its encoder) where that is frozen: of those, what is before the head can be had once and for all."""
+        pairs = zip(self.obs_space.names, self._encoders(), strict=True)
+        return [(name, encoder) for name, encoder in pairs if getattr(encoder, "frozen", False)]
+
     def _encoders(self) -> list[Encoder]:
         return list(self.encoders)  # type: ignore[arg-type]
+
+
+class _Frames(NamedTuple):
+    first: Int[Tensor, "n"]
+    """Of frames that are one, one."""
+    copy: Int[Tensor, "m"]
+    """For every frame, which of `first` it is."""
+
+
+def _once(rows: Int[Tensor, "b o"] | None) -> _Frames | None:
+    if rows is None:
+        return None
+    each, copy = torch.unique(rows.flatten(), return_inverse=True)
+    if len(each) == len(copy):
+        return None
+    first = copy.new_empty(len(each)).scatter_(0, copy, torch.arange(len(copy), device=copy.device))
+    return _Frames(first, copy)
 
 
 def _maker(stream: Stream, encoders: Mapping[str, Callable[[Stream], Any]]) -> Callable[[Stream], Any]:

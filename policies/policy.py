@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from polyarm import relative
 from polyarm.policies.generate.forms import Noise, normal
@@ -147,10 +148,16 @@ LOSS = "loss"
 
 
 def clip_losses(
-    policy: Trained, clip: Clip, generator: torch.Generator, state: State | None = None, augment: bool = True
+    policy: Trained,
+    clip: Clip,
+    generator: torch.Generator,
+    state: State | None = None,
+    augment: bool = True,
+    noise_samples: int = 1,
 ) -> tuple[dict[str, Tensor], State]:
     """Mean losses by name over the k windows of a clip, their sum as "loss" first, and the state after the clip. Relative
     actions are made so here. Without `augment`, as in validation, what is seen is neither cropped at random nor hidden.
+    `noise_samples`: the loss is a mean over so many noises and angles for each window, which is encoded once.
 
     The state is carried from window to window and restarted at reset flags; `state` is what the clip before left, so
     that gradients are cut at clips while memory is not (truncated back-propagation through k chunks).
@@ -164,7 +171,8 @@ def clip_losses(
         cond, state = policy.encode(obs, state, generator if augment else None)
         under = base(policy, obs)
         action = clip.action[:, k] if under is None else clip.action[:, k] - under
-        losses.append(_named(policy.loss(scale.do(action), cond, generator), policy.name))
+        action, cond = repeat_rows(scale.do(action), noise_samples), repeat_rows(cond, noise_samples)
+        losses.append(_named(policy.loss(action, cond, generator), policy.name))
     return {name: torch.stack([loss[name] for loss in losses]).mean() for name in losses[0]}, state
 
 
@@ -174,6 +182,13 @@ def clip_loss(
     """(what training minimises, state after the clip) of `clip_losses`."""
     losses, state = clip_losses(policy, clip, generator, state)
     return losses[LOSS], state
+
+
+def repeat_rows(cond: Cond, n: int) -> Cond:
+    """What was seen, every row n times in place: tensors, and whatever tuples, lists and dicts hold them."""
+    if n == 1:
+        return cond
+    return tree_map_only(Tensor, lambda x: x.repeat_interleave(n, 0), cond)
 
 
 def _named(loss: Tensor | Mapping[str, Tensor], policy: str) -> dict[str, Tensor]:

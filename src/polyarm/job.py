@@ -78,7 +78,7 @@ class Job:
                 windows, self.demos, Spec(policy.obs_space, self.spec.action), length=policy.goal_steps, seed=t.seed,
                 after=policy.n_obs_steps, last=policy.action_space.horizon > policy.n_obs_steps,
             )  # fmt: skip
-        return Loader(items, t.batch_size, partial=shared is None, **more)
+        return Loader(items, t.batch_size, partial=shared is None, neighbours=int(config.data.neighbours), **more)
 
 
 def prepare(config: DictConfig, accelerator: Any = None, start: Path | None = None) -> Job:
@@ -122,17 +122,23 @@ def make_accelerator(config: DictConfig) -> Any:
             "train.device=cuda, but torch sees no CUDA device: give train.device=cpu, or run `polyarm doctor`"
         )
     cuda = torch.cuda.is_available() and device != "cpu"
-    precision = (
-        ("bf16" if cuda and torch.cuda.is_bf16_supported() else "no") if mixed_precision == "auto" else mixed_precision
-    )
+    precision = mixed_precision
+    if precision in ("auto", "native"):
+        has = torch.cuda.is_bf16_supported() if cuda else precision == "native" and _cpu_has_bf16()
+        precision = "bf16" if has else "no"
     if precision not in ("no", "bf16"):
-        raise UserError(f"train.mixed_precision={mixed_precision}: give auto, no or bf16")
+        raise UserError(f"train.mixed_precision={mixed_precision}: give auto, native, no or bf16")
     # with one chunk a clip, a memory's own update gets no gradient, which several processes must be told
     parallel = DistributedDataParallelKwargs(find_unused_parameters=config.policy.get("n_chunks") == 1)
     with _deaf():
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:  # one accelerator after another, in sweeps
             AcceleratorState._reset_state(True)
         return Accelerator(cpu=not cuda, mixed_precision=precision, kwargs_handlers=[parallel])
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether the processor multiplies in bf16 by itself; without, it would be slower than float32."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 @contextmanager
@@ -158,7 +164,16 @@ def _windows(config: DictConfig, policy: Policy, demos: Demos, spec: Spec, episo
     return Windows(
         demos, spec, episodes, horizon=policy.action_space.horizon, n_obs_steps=policy.n_obs_steps,
         n_action_steps=policy.n_action_steps, pad_after=_pad_after(config, policy), ram_gib=float(config.data.ram_gib),
+        cached=_cached(config, policy, demos, spec),
     )  # fmt: skip
+
+
+def _cached(config: DictConfig, policy: Any, demos: Demos, spec: Spec) -> dict[str, np.ndarray]:
+    if not config.data.cache_features:
+        return {}
+    from polyarm.encoders.frozen import frozen_features
+
+    return frozen_features(policy, {s.name: demos.stream(s.name) for s in spec.obs.streams})
 
 
 def _fit_scales(demos: Demos, config: DictConfig, episodes: np.ndarray) -> Spec:

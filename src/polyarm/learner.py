@@ -38,7 +38,7 @@ class Learner:
         groups = parameter_groups(policy, t.weight_decay)
         optimizer = torch.optim.AdamW(groups, lr=t.lr, betas=tuple(t.betas), fused=True)
         schedule = get_cosine_schedule_with_warmup(optimizer, t.warmup_steps, t.steps)
-        module, optimizer = accelerator.prepare(_Trainee(policy), optimizer)
+        module, optimizer = accelerator.prepare(_Trainee(policy, int(t.noise_samples)), optimizer)
         ema = EMAModel(
             policy.parameters(), decay=t.ema_decay, use_ema_warmup=True, power=t.ema_power, inv_gamma=1.0, foreach=True
         )
@@ -131,12 +131,12 @@ class Learner:
 class _Trainee(nn.Module):
     """The loss as a module's forward, which is what data-parallel wrappers hook."""
 
-    def __init__(self, policy: Any):
+    def __init__(self, policy: Any, noise_samples: int):
         super().__init__()
-        self.policy = policy
+        self.policy, self.noise_samples = policy, noise_samples
 
     def forward(self, clip: Clip, generator: torch.Generator, state: State | None) -> tuple[dict[str, Tensor], State]:
-        return clip_losses(self.policy, clip, generator, state)
+        return clip_losses(self.policy, clip, generator, state, noise_samples=self.noise_samples)
 
 
 class Averaged:

@@ -54,6 +54,13 @@ KINDS: Mapping[str, Kind] = {
 """The kinds of streams there are. A new one is a line here."""
 
 
+FRAMES = "frames.row"
+"""What training knows a frame by, beside the streams of an observation: int64 [b k o], its row in the demonstrations. Frames of
+one row are one picture, so encoders need to look at it once."""
+CACHED = "cached."
+"""Before a stream's name: what a frozen network makes of it, in place of its pixels."""
+
+
 class UserError(ValueError):
     """Bad input. The message is one sentence: the value, what was expected, the remedy. The command line prints it bare."""
 

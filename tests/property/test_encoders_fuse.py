@@ -7,7 +7,7 @@ import torch
 
 from polyarm.encoders.fuse import Fuse
 from polyarm.encoders.state import State
-from polyarm.spec import ObsSpace, Scale, Stream, UserError
+from polyarm.spec import CACHED, FRAMES, ObsSpace, Scale, Stream, UserError
 from tests.from_yaml import ResNetKeypoints
 
 ARM = Stream("arm", "state", (3,), ("x", "y", "z"), scale=Scale((2.0, 0.5, 1.0), (1.0, 0.0, -1.0)))
@@ -120,3 +120,62 @@ def test_another_width_is_refused(width):
 def test_a_missing_stream_is_refused():
     with pytest.raises(UserError, match="unknown observation stream 'goal': .*known are arm"):
         Fuse(LOW, state=State, goal=State)({"arm": torch.zeros(1, 1, 3)})
+
+
+def test_frames_that_are_one_are_encoded_once(fuse):
+    """A batch of overlapping windows gives what it gives without a word about its frames, gradient included, from as many
+    pictures as there are. Mutations: features in the order of the rows, every frame encoded, the first frame for all."""
+    obs = draw(4, 2)
+    rows = torch.tensor([[7, 8], [8, 2], [3, 3], [2, 7]])
+    for row in rows.unique():
+        obs["camera"][rows == row] = obs["camera"][rows == row][0].clone()
+    seen = []
+    hook = fuse.encoders[0].register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    fuse.zero_grad()
+    want = fuse(obs)
+    want.square().sum().backward()
+    gradient = [p.grad.clone() for p in fuse.parameters()]
+    fuse.zero_grad()
+    got = fuse({**obs, FRAMES: rows})
+    got.square().sum().backward()
+    hook.remove()
+    assert seen == [8, 4]
+    torch.testing.assert_close(got, want)
+    for p, g in zip(fuse.parameters(), gradient, strict=True):
+        torch.testing.assert_close(p.grad, g, atol=1e-4, rtol=1e-4)
+
+
+def test_frames_that_are_one_share_their_crop_and_others_do_not(fuse):
+    """Mutation: a crop for each copy."""
+    obs = draw(1, 3)
+    obs["camera"][:] = obs["camera"][:, :1].clone()
+    got = fuse({**obs, FRAMES: torch.tensor([[5, 5, 6]])}, seeded(1))[0, :, :8]
+    assert torch.equal(got[0], got[1])
+    assert not torch.equal(got[0], got[2])
+
+
+def test_cached_features_take_the_place_of_pixels():
+    """Mutations: pixels asked for beside them, the head left out."""
+    space = SPACE.pick(("camera", "arm"))
+    fuse = Fuse(space, image=lambda stream: Frozen(), state=State)
+    obs = draw(2, 3)
+    pooled = fuse.encoders[0].pooled(obs["camera"].flatten(0, 1)).view(2, 3, 4)
+    want = fuse(obs)
+    assert [name for name, _ in fuse.frozen()] == ["camera"]
+    assert torch.equal(fuse({"arm": obs["arm"], CACHED + "camera": pooled}), want)
+
+
+class Frozen(torch.nn.Module):
+    """What `Backbone` promises: pooled features that stay as they are, and a head that learns."""
+
+    frozen, width = True, 6
+
+    def __init__(self):
+        super().__init__()
+        self.head = torch.nn.Linear(4, 6)
+
+    def pooled(self, x, generator=None):
+        return x.float().mean((1, 2)).repeat(1, 2)[:, :4]
+
+    def forward(self, x, generator=None):
+        return self.head(self.pooled(x, generator))

@@ -42,6 +42,35 @@ def test_ranks_share_out_every_item_once(n, seed, epoch, world):
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
+@given(
+    n=st.integers(0, 200),
+    seed=st.integers(0, 5),
+    epoch=st.integers(0, 5),
+    world=st.integers(1, 5),
+    run=st.integers(2, 40),
+)
+def test_runs_of_neighbours_are_a_permutation_too(n, seed, epoch, world, run):
+    """With one rank every item but the first of its run, whose cuts shift from epoch to epoch, follows the one before it.
+    Mutations: the last run dropped where it is short, cuts at multiples of the run alone."""
+    parts = [order(n, seed, epoch, rank, world, run) for rank in range(world)]
+    assert sorted(np.concatenate(parts)) == list(range(n))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    alone = order(n, seed, epoch, neighbours=run)
+    breaks = np.count_nonzero(np.diff(alone) != 1)
+    assert breaks <= -(-n // run)
+    cuts = {int(i) % run for i in alone[1:][np.diff(alone) != 1] if i}
+    assert len(cuts) <= 1
+
+
+def test_where_runs_are_cut_differs_from_epoch_to_epoch():
+    """Mutation: the same cuts, so that the same windows share a batch for ever."""
+    cuts = set()
+    for epoch in range(20):
+        items = order(100, 0, epoch, neighbours=10)
+        cuts |= {int(i) % 10 for i in items[1:][np.diff(items) != 1] if i}
+    assert len(cuts) > 5
+
+
 def test_epochs_and_seeds_differ():
     orders = {tuple(order(50, seed, epoch)) for seed in range(4) for epoch in range(4)}
     assert len(orders) == 16

@@ -225,6 +225,35 @@ def test_named_losses_are_averaged_each_and_summed():
     assert torch.equal(clip_loss(Two(), clip, generator())[0], losses["loss"])
 
 
+def test_noise_samples_are_so_many_losses_of_each_window_seen_once():
+    """Every window comes so often, beside its own condition, whatever holds that; the state goes on as with one. Mutations:
+    the batch tiled beside conditions repeated in place, an encoder that is asked for every noise."""
+    seen = []
+
+    class Counted(Sum):
+        def encode(self, obs, state, generator=None):
+            cond, state = super().encode(obs, state, generator)
+            seen.append(len(cond))
+            return {"a": [cond], "n": 3}, state
+
+        def loss(self, action, cond, generator):
+            (rows,) = cond["a"]
+            assert cond["n"] == 3
+            assert len(rows) == len(action) == 8
+            return (action[:, 0, 0] * rows.flatten(1)[:, 0]).mean()
+
+    clip = a_clip([[True, False, False], [True, False, True]])
+    want, state = clip_losses(Counted(), clip, generator(), noise_samples=4)
+    assert seen == [2, 2, 2]
+    single = type(
+        "Single", (Counted,), {"loss": lambda self, a, c, g: (a[:, 0, 0] * c["a"][0].flatten(1)[:, 0]).mean()}
+    )
+    once, after = clip_losses(single(), clip, generator())
+    torch.testing.assert_close(want["loss"], once["loss"])
+    for a, b in zip(state, after, strict=True):
+        assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize("names", [(), ("loss", "b")])
 def test_losses_without_a_name_of_their_own_are_refused(names):
     class Odd(Sum):
