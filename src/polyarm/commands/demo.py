@@ -8,16 +8,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from polyarm.commands import Command, Words, say
+from polyarm.commands import Command, Takes, Words, say
 from polyarm.progress import waiting
 from polyarm.spec import UserError
 
 
+IMAGES = "--images"
+
+
 def run(words: Words) -> Any:
-    return demo(words.settings, words.line())
+    if words.switches and words.gives("experiment"):
+        raise UserError(f"{IMAGES} is experiment=demo_images: give one of them, or only the experiment")
+    return demo(words.settings, words.line(), "demo_images" if words.switches else "demo")
 
 
-def demo(overrides: Sequence[str], again: str = "the same command") -> dict[str, Any]:
+def demo(overrides: Sequence[str], again: str = "the same command", experiment: str = "demo") -> dict[str, Any]:
     """Runs the line from nothing to a report in output_dir (default outputs/demo); returns result.json's content.
 
     A second run goes on with what the first has saved; another set of settings wants another output_dir.
@@ -27,7 +32,7 @@ def demo(overrides: Sequence[str], again: str = "the same command") -> dict[str,
         from polyarm.config import compose
 
     given = [word.partition("=")[0] for word in overrides]
-    config = compose([*overrides] if "experiment" in given else ["experiment=demo", *overrides])
+    config = compose([*overrides] if "experiment" in given else [f"experiment={experiment}", *overrides])
     out, seconds = Path(config.output_dir), dict[str, float]()
 
     with _stage("collect", f"the episodes in {config.collect.path} stay", again, seconds):
@@ -64,8 +69,10 @@ def _stage(name: str, what_stays: str, again: str, seconds: dict[str, float]) ->
 COMMAND = Command(
     run,
     "Collect, train, evaluate and report on the demo task, in minutes on a CPU",
-    "demo [key=value ...]",
-    "Settings are those of `polyarm train`; output_dir defaults to outputs/demo. A second run goes on where the first stopped.\n",
+    "demo [--images] [key=value ...]",
+    "Settings are those of `polyarm train`; output_dir defaults to outputs/demo. A second run goes on where the first stopped.\n"
+    "--images: from two cameras in place of the poses of cube and target, into outputs/demo_images, in ten minutes\n",
     order=10,
     groups=("policy", "task", "body", "sampler"),
+    takes=Takes(switches=(IMAGES,)),
 )
