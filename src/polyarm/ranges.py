@@ -263,6 +263,8 @@ POLICY: dict[str, Rule] = {
 BENCH: dict[str, Rule] = {
     "output_dir": RANGES["output_dir"],
     "core_seconds": number(above=0),
+    "measure": words("speed"),
+    "steps": COUNT,
     "episodes": RANGES["eval.episodes"],
     "seed": SEED,
     "workers": RANGES["collect.workers"],

@@ -12,10 +12,14 @@ import pytest
 import torch
 
 from polyarm import job
+from polyarm.bench import speed
+from polyarm.bench.plan import chosen, compose_task, read_plan
 from polyarm.cli import main
 from polyarm.config import compose
 from polyarm.datasets.store import Store
+from polyarm.datasets.windows import Windows
 from polyarm.policies import checkpoint
+from polyarm.policies.diffusion import DiffusionPolicy
 from polyarm.spec import CACHED, FRAMES, UserError
 from polyarm.train import fit
 from tests.contract.test_resume import killed, same, trained
@@ -127,3 +131,41 @@ def test_a_processor_computes_in_bf16_where_it_can_and_is_asked_to(settings, mon
     monkeypatch.setattr(job, "_cpu_has_bf16", lambda: has)
     accelerator = job.make_accelerator(settings(f"train.mixed_precision={asked}", "train.device=cpu"))
     assert accelerator.mixed_precision == found
+
+
+def test_where_the_time_of_training_goes(settings, tmp_path, monkeypatch):
+    """Shares of one whole, each the part's own: an encoder that sleeps is the encoder's time, and so for a loader. Mutations:
+    parts exchanged, windows of one chunk counted for a clip of several, noises counted as windows."""
+    monkeypatch.setattr(speed, "WARM", 1)
+    monkeypatch.setattr(speed.time, "process_time", speed.time.perf_counter)  # sleeping is no processor time
+    quick = settings("train.noise_samples=4")
+    looked = DiffusionPolicy.encode
+    monkeypatch.setattr(
+        DiffusionPolicy, "encode", lambda self, *a, **k: (speed.time.sleep(0.5), looked(self, *a, **k))[1]
+    )
+    found = speed.speed(quick, 2)
+    assert found["encoder"] > 0.8
+    assert found["loader"] + found["encoder"] + found["body"] == pytest.approx(1, abs=1e-6)
+    assert found["noises_per_s"] == pytest.approx(4 * found["samples_per_s"])
+    assert found["samples_per_s"] == pytest.approx(8 / found["ms_per_step"] * 1e3)
+    monkeypatch.setattr(DiffusionPolicy, "encode", looked)
+    read = Windows.__getitems__
+    monkeypatch.setattr(Windows, "__getitems__", lambda self, items: (speed.time.sleep(0.5), read(self, items))[1])
+    assert speed.speed(quick, 2)["loader"] > 0.8
+    memory = speed.speed(settings("policy=seed", "policy.token_width=16", "train.batch_size=2", "policy.n_chunks=3"), 2)
+    assert memory["samples_per_s"] == pytest.approx(6 / memory["ms_per_step"] * 1e3)
+
+
+@pytest.mark.parametrize("name", ["images", "image_training"])
+def test_every_entry_of_the_benches_of_pictures_is_a_training(name, tmp_path):
+    plan = read_plan(name, [])
+    for task, about in plan.tasks.items():
+        for entry in chosen(plan).values():
+            config = compose_task(task, about, entry["settings"], tmp_path)
+            assert config.task.streams == ["joint_pos", "front", "wrist"]
+
+
+def test_a_bench_of_speed_is_a_table_beside_its_first_entry():
+    row = {"task": "a", "loader": 0.1, "encoder": 0.7, "body": 0.2, "ms_per_step": 5.0, "noises_per_s": 40.0}
+    text = speed.table([{**row, "name": "x", "samples_per_s": 10.0}, {**row, "name": "y", "samples_per_s": 25.0}])
+    assert text.splitlines()[3] == "| a | y | 25 | 2.5 | 40 | 5 | 10% | 70% | 20% |"

@@ -14,6 +14,7 @@ from polyarm.bench.draw import figure, table
 from polyarm.bench.judge import judge_all
 from polyarm.bench.plan import Judged, chosen, compose_task, has_data, mixtures, needs, points, read_plan, run_of
 from polyarm.bench.results import ordered, read, write
+from polyarm.bench.speed import speeds
 from polyarm.bench.timing import time_all
 from polyarm.bench.train import require_same, train, trained_for, unfinished
 from polyarm.collect import collect_task
@@ -33,6 +34,8 @@ def bench(name: str, words: Sequence[str]) -> dict[str, Any]:
     out = Path(config.output_dir)
     out.mkdir(parents=True, exist_ok=True)
     tasks = {t: s for t, s in config.tasks.items() if has_data(t, s, out)}
+    if config.get("measure") == "speed":
+        return speeds(config, entries, tasks, out)
     for task, about in tasks.items():
         c = compose_task(task, about, [], out)
         if c.task.expert:

@@ -12,7 +12,6 @@ from polyarm.commands import Command, Takes, Words, say
 from polyarm.progress import waiting
 from polyarm.spec import UserError
 
-
 IMAGES = "--images"
 
 
