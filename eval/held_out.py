@@ -126,7 +126,7 @@ def _split(folder: Path, own: DictConfig, where: str, demos: Demos) -> tuple[np.
 def _card(folder: Path) -> dict[str, Any] | None:
     """Which demonstrations a checkpoint's run stands on: of the checkpoint, or of a later one that still says so."""
     for one in (folder, *reversed(checkpoint.steps(place.home(folder)))):
-        if (one / checkpoint.STATE).is_file() and (card := checkpoint.read_train_state(one).get("data")) is not None:
+        if (card := checkpoint.read_split(one)) is not None:
             return card
     return None
 

@@ -6,13 +6,15 @@ an error that ignores units; a store from a world trained as one without.
 """
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from polyarm.cli import main
-from polyarm.config import compose, read_yaml
+from polyarm.config import compose, override, read_yaml
 from polyarm.datasets.arrays import image, numbers, write_store
 from polyarm.eval import held_out, offline
 from polyarm.policies import checkpoint
@@ -95,6 +97,68 @@ def test_eval_judges_the_run_s_own_held_out_episodes(run, store, capsys):
     page = next(run.glob("eval*/report.html")).read_text()
     assert found["said"] in page and "success rate," not in page and "Predicted and recorded" in page
     assert page.index("no success rate") < page.index("<h2>")
+
+
+def _copied(run, place, *left_out):
+    """The newest checkpoint of a run, copied elsewhere without some of its files."""
+    return Path(shutil.copytree(checkpoint.find(run), place, ignore=shutil.ignore_patterns(*left_out)))
+
+
+def test_a_copied_checkpoint_knows_what_it_held_out(run, store, tmp_path, capsys):
+    """Also after the store has grown and moved. Mutation: do not write split.json; split again by the settings."""
+    card = checkpoint.read_train_state(checkpoint.find(run))["data"]
+    alone = _copied(run, tmp_path / "alone", "train_state.pt")
+    assert checkpoint.read_split(alone) == card
+    grown = tmp_path / "grown.zarr"
+    streams = [numbers("pose", {"x": "m", "y": "m"})]
+    write_store(grown, [episode(i, 20 + i % 8) for i in [*range(8), 30, 31]], streams=streams, action=UNITS, rate_hz=10)
+    assert main(["eval", str(alone), f"task.demos.path={grown}", f"output_dir={tmp_path / 'out'}"]) == 0
+    assert [e["episode"] for e in result(tmp_path / "out")["per_episode"]] == card["val"]
+    assert "split again" not in capsys.readouterr().err
+
+
+def test_an_older_checkpoint_has_its_split_in_the_training_state_or_is_split_again(run, tmp_path, capsys):
+    held_out = checkpoint.read_split(checkpoint.find(run))["val"]
+    older = _copied(run, tmp_path / "older", "split.json")
+    assert main(["eval", str(older)]) == 0 and "split again" not in capsys.readouterr().err
+    oldest = _copied(run, tmp_path / "oldest", "split.json", "train_state.pt")
+    assert main(["eval", str(oldest)]) == 0 and "split again" in capsys.readouterr().err
+    for folder in (older, oldest):
+        assert [e["episode"] for e in result(folder / "eval")["per_episode"]] == held_out
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "[1]", "{}", '{"train": [0]}', '{"episodes": 8, "fingerprint": 3, "train": [0], "val": [1]}',
+        '{"episodes": 8, "fingerprint": "a", "train": [0, 1], "val": [1]}',
+        '{"episodes": 8, "fingerprint": "a", "train": [0], "val": [8]}', '{"episodes": 8, "fingerprint": "a", "train": 0, "val": 1}',
+    ],
+)  # fmt: skip
+def test_a_split_that_is_none_is_one_sentence(run, tmp_path, capsys, text):
+    """Mutation: take what the file says."""
+    folder = _copied(run, tmp_path / "copy")
+    (folder / "split.json").write_text(text)
+    assert main(["eval", str(folder)]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "split.json cannot be read" in said and "restore it" in said
+
+
+def test_a_split_that_somebody_edited_is_said(run, tmp_path, capfd):
+    """Mutation: leave it out of the hashes."""
+    folder = _copied(run, tmp_path / "copy")
+    card = checkpoint.read_split(folder)
+    assert "as it was saved" not in capfd.readouterr().err
+    (folder / "split.json").write_text(json.dumps({**card, "val": card["val"][:1]}))
+    assert checkpoint.read_split(folder)["val"] == card["val"][:1]
+    assert "split.json is not as it was saved" in capfd.readouterr().err
+
+
+def test_a_tenth_of_one_s_own_episodes_is_held_out(store):
+    """Mutation: the share of a benchmark, 0.02."""
+    assert compose(["task=own"]).data.val_ratio == 0.1 and compose([]).data.val_ratio == 0.02
+    assert compose(["task=own", "data.val_ratio=0.5"]).data.val_ratio == 0.5
+    assert override(compose([]), ["task=own"]).data.val_ratio == 0.02  # of a run that was trained with it
 
 
 def test_a_sweep_and_a_mixture_of_such_runs_work(run, store, tmp_path):
