@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from polyarm.policies.policy import GOAL, Policy, plan, require_chunk
 
 ROWS = 256
 """Of a batch at most: samples of episodes that are judged together."""
+SEEN = 1 << 24
+"""Numbers in the observations of a batch at most, beyond one window: what an encoder makes of pictures is many times larger."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ def judge(
     steps = n_action_steps or policy.n_action_steps
     require_chunk(policy.action_space.horizon, policy.n_obs_steps, steps)
     found: list[Judged] = []
-    each = max(1, ROWS // samples)
+    numbers = (policy.n_obs_steps + policy.goal_steps) * sum(prod(stream.shape) for stream in policy.obs_space.streams)
+    each = max(1, min(ROWS // samples, SEEN // numbers))
     for i in range(0, len(episodes), each):
         found += _judge(policy, demos, episodes[i : i + each], mean, samples, seed, steps, goals, torch.device(device))
         progress(len(found))
@@ -65,16 +69,12 @@ def _judge(
     ]
     actions = demos.stream(ACTION)
 
-    def tensor(x: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.repeat(x, samples, 0)).to(device)
-
     def seen(name: str, at: np.ndarray) -> torch.Tensor:
-        dtype = policy.obs_space[name].dtype
-        return tensor(
-            np.asarray(demos.stream(name)[at.reshape(-1)], dtype).reshape(*at.shape, *policy.obs_space[name].shape)
-        )
+        stream = policy.obs_space[name]
+        rows = np.asarray(demos.stream(name)[at.reshape(-1)], stream.dtype)
+        return torch.from_numpy(rows.reshape(*at.shape, *stream.shape)).to(device)
 
-    state = tuple(x.to(device) for x in policy.start(n * samples))
+    state = tuple(x.to(device) for x in policy.start(n))
     drawn, recorded, last, there = [], [], [], []
     for t in range(0, most, steps):
         newest = np.minimum(begin + t, end - 1)  # an episode that is over waits for the others
@@ -86,9 +86,10 @@ def _judge(
         if policy.past_rows:
             past = newest[:, None] + np.arange(-policy.past_rows, 0)
             done = np.asarray(actions[np.maximum(past, 0).reshape(-1)], np.float32).reshape(*past.shape, -1)
-            obs[ACTION] = tensor(np.where((past < begin[:, None])[..., None], np.float32(np.nan), done))
+            done = np.where((past < begin[:, None])[..., None], np.float32(np.nan), done)
+            obs[ACTION] = torch.from_numpy(done).to(device)
         with torch.no_grad():
-            planned = plan(policy, obs, state, generators)
+            planned = plan(policy, obs, state, generators, samples=samples)
         state = planned.state
         drawn.append(planned.action[:, n_obs - 1 :].cpu().double().numpy().reshape(n, samples, rows, -1))
         ahead = (begin + t)[:, None] + np.arange(rows)

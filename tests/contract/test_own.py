@@ -7,6 +7,7 @@ an error that ignores units; a store from a world trained as one without.
 
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,14 @@ import pytest
 import torch
 
 from polyarm.cli import main
-from polyarm.config import compose, override, read_yaml
+from polyarm.config import build, compose, override, read_yaml
 from polyarm.datasets.arrays import image, numbers, write_store
+from polyarm.datasets.scale import fit_spec
+from polyarm.datasets.store import open_store
 from polyarm.eval import held_out, offline
 from polyarm.policies import checkpoint
+from polyarm.policies.mixture import Mixture
+from polyarm.policies.pick import Picked
 from polyarm.policies.policy import Plain
 from polyarm.spec import ActionSpace, ObsSpace, Scale, Spec, UserError
 from polyarm.task import fitting, open_demos
@@ -222,7 +227,9 @@ class Given(Plain):
     def __init__(self, offsets):
         self.action_space = ActionSpace(("a",), ("m",), "", 10.0, horizon=5, scale=Scale.identity(1))
         self.offsets, self.seen = torch.tensor(offsets, dtype=torch.float32), []
-        self.sampler = lambda denoise, x, cond, generator: cond
+        self.sampler = lambda denoise, x, cond, generator: (
+            cond + self.offsets.repeat(len(x) // len(offsets)).view(-1, 1, 1)
+        )
 
     def start(self, b):
         return (torch.zeros(b, 1),)
@@ -230,7 +237,7 @@ class Given(Plain):
     def encode(self, obs, state, generator=None):
         self.seen.append((obs["pose"][:, :, 0].numpy().copy(), state[0][:, 0].numpy().copy()))
         rows = obs["pose"][:, -1:, :] + torch.arange(-1, 4).view(1, 5, 1)  # what will be done, row To - 1 at the newest
-        return rows + self.offsets.repeat(len(rows) // len(self.offsets)).view(-1, 1, 1), (state[0] + 1,)
+        return rows, (state[0] + 1,)
 
     def denoise(self, x, phi, cond):
         return cond
@@ -254,8 +261,8 @@ def test_errors_are_those_of_arithmetic():
     assert [j.drawn.shape for j in judged] == [(3, 2, 4, 1), (2, 2, 4, 1)]
     assert [j.there.sum(1).tolist() for j in judged] == [[4, 4, 1], [4, 1]]
     first, second = policy.seen[0][0], policy.seen[1][0]
-    assert first[0].tolist() == [0, 0] and second[0].tolist() == [2, 3] and second[2].tolist() == [102, 103]
-    assert policy.seen[2][1].tolist() == [2] * 4  # memory is carried from chunk to chunk
+    assert first[0].tolist() == [0, 0] and second[0].tolist() == [2, 3] and second[1].tolist() == [102, 103]
+    assert policy.seen[2][1].tolist() == [2] * 2  # memory is carried from chunk to chunk
     found = offline.summary(judged, ["a"], ["m"], np.array([10.0]), np.array([2.0]), 3)
     assert np.isclose(found["channels"][0]["policy"], np.sqrt((1 + 9) / 2))
     assert np.isclose(found["action_error"], np.sqrt(5) / 2)  # in deviations of 2
@@ -276,13 +283,88 @@ def test_a_policy_that_is_no_better_than_a_baseline_is_told_so(offset, better):
 
 
 def test_what_is_drawn_depends_on_the_episode_alone(run, store):
-    from polyarm.datasets.store import open_store
-
     policy, demos = checkpoint.load(run), open_store(store)
     mean, _ = held_out.action_moments(demos, [0])
     alone = offline.judge(policy, demos, [2], mean, samples=2, seed=5)[0]
     among = offline.judge(policy, demos, [1, 2, 7], mean, samples=2, seed=5)[1]
     assert np.allclose(alone.drawn, among.drawn, atol=1e-4) and not np.allclose(alone.drawn[:, 0], alone.drawn[:, 1])
+
+
+@dataclass
+class Opaque:
+    """What only the policy that made it can read."""
+
+    seen: torch.Tensor
+
+
+class OfOwn(Given):
+    """Its condition is no tensor, and it is drawn around by the noise."""
+
+    def __init__(self):
+        super().__init__([0.0])
+        self.sampler = lambda denoise, x, cond, generator: denoise(x, 1, cond)
+
+    def encode(self, obs, state, generator=None):
+        rows, state = super().encode(obs, state)
+        return Opaque(rows), state
+
+    def denoise(self, x, phi, cond):
+        return x + cond.seen
+
+
+def _built(words, demos):
+    torch.manual_seed(3)
+    config = compose(["task=own", *words])
+    spec = fit_spec(demos, demos.spec, "gaussian", "limits", range(len(demos.episode_ends)))
+    policy = build(config.policy, spec).eval()
+    for x in policy.parameters():  # bodies begin at zero, where what was seen does not matter
+        x.data += 0.05 * torch.randn_like(x)
+    return policy
+
+
+KINDS = {
+    "flow": ["policy=flow"],
+    "memory": ["policy=seed"],
+    "goals": ["policy=beso"],
+    "energy": ["policy=ebt"],
+}
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "mixture", "picked", "opaque"])
+def test_a_window_is_seen_once_for_all_its_chunks(store, kind, monkeypatch):
+    """Chunks are those of one sample at a time. Mutations: encode each sample; leave a row of the condition, a base or the state
+    where it was; tile the rows instead of repeating each."""
+    demos = open_store(store) if kind != "opaque" else Counted()
+    if kind == "opaque":
+        policy = OfOwn()
+    elif kind == "mixture":
+        policy = Mixture([_built(KINDS["flow"], demos), _built(["policy=diffusion"], demos)], [0.4, 0.6])
+    elif kind == "picked":
+        policy = Picked(*[_built(KINDS["energy"], demos)] * 2, 2)
+    else:
+        policy = _built(KINDS[kind], demos)
+    width, rows, real = policy.action_space.width, [], policy.encode
+    monkeypatch.setattr(
+        policy, "encode", lambda obs, state: (rows.append(len(next(iter(obs.values())))), real(obs, state))[1]
+    )
+    mean, some, n = np.zeros(width), [0, 1], 3
+    judged = offline.judge(policy, demos, some, mean, samples=n, seed=5)
+    assert set(rows) == ({2, 6} if kind == "opaque" else {2})
+    for j in judged:
+        assert not np.allclose(j.drawn[:, 0], j.drawn[:, 1])
+        for s in range(n):
+            alone = offline.judge(policy, demos, [j.episode], mean, samples=1, seed=5 + j.episode * (n - 1) + s)[0]
+            assert np.allclose(alone.drawn[:, 0], j.drawn[:, s], rtol=1e-4, atol=1e-4)
+
+
+def test_large_pictures_are_judged_few_at_a_time(monkeypatch):
+    """Mutation: leave the observations out of what a batch may hold."""
+    policy, several = Given([0.0]), []
+    monkeypatch.setattr(offline, "_judge", lambda policy, demos, episodes, *more: several.append(len(episodes)) or [])
+    offline.judge(policy, Counted(), range(300), np.zeros(1), samples=1, seed=0)
+    policy.obs_space = ObsSpace((image("front", 480, 640),), 10.0)
+    offline.judge(policy, Counted(), range(300), np.zeros(1), samples=1, seed=0)
+    assert several[0] == 256 and max(several[2:]) * 2 * 480 * 640 * 3 <= offline.SEEN
 
 
 def test_a_run_with_a_world_is_judged_offline_when_asked(settings, tmp_path):
