@@ -132,6 +132,7 @@ def summary(
         "baselines": baselines,
         "best_baseline": best,
         "better_than_baselines": overall["policy"] < baselines[best],
+        **_difference([e["policy"] - e[best] for e in episodes]),
         "better_episodes": sum(e["policy"] < e[best] for e in episodes),
         "n": len(judged),
         "windows": sum(len(j.drawn) for j in judged),
@@ -153,6 +154,23 @@ def summary(
 
 
 BASELINES = ("repeat", "mean")
+LEVEL = 0.95
+
+
+def _difference(off: Sequence[float]) -> dict[str, Any]:
+    """How much larger the policy's error is than the best baseline's: mean over episodes, Student's interval of it (None of one
+    episode), and whether all of that lies below zero."""
+    mean, n = float(np.mean(off)), len(off)
+    if n < 2:
+        return {"difference": mean, "difference_interval": None, "clearly_better": False}
+    from scipy.stats import t
+
+    half = float(t.ppf((1 + LEVEL) / 2, n - 1) * np.std(off, ddof=1) / np.sqrt(n))
+    return {
+        "difference": mean,
+        "difference_interval": [mean - half, mean + half],
+        "clearly_better": mean + half < 0,
+    }
 
 
 def _squares(j: Judged, mean: np.ndarray, scale: np.ndarray, steps: int) -> dict[str, np.ndarray]:
@@ -180,15 +198,20 @@ def together(squares: Float[np.ndarray, "*rows d"], scale: np.ndarray) -> float:
 
 def said(result: dict[str, Any]) -> str:
     """The first line of a report: what the number is not, and whether the policy beats doing nothing clever."""
-    best, mine = result["best_baseline"], result["action_error"]
+    best, mine, n = result["best_baseline"], result["action_error"], result["n"]
     other = {"repeat": "repeating the last action", "mean": "the mean training action"}[best]
-    against = f"{mine:.3g} against {result['baselines'][best]:.3g} of {other}"
-    n, many = result["n"], result["samples"] > 1
-    where = f"on {n} held-out episode{'s' if n > 1 else ''}"
-    if result["better_than_baselines"]:
-        verdict = f"error {against} {where}, nearer in {result['better_episodes']} of them"
+    theirs, where = f"{result['baselines'][best]:.3g}", f"on {n} held-out episode{'s' if n > 1 else ''}"
+    if result["clearly_better"]:
+        verdict = f"error {mine:.3g} against {theirs} of {other} {where}, nearer in {result['better_episodes']} of them"
+    elif result["better_than_baselines"]:
+        between = result["difference_interval"]
+        verdict = f"the policy is NOT CLEARLY BETTER than {other}: error {mine:.3g} against {theirs} {where}, " + (
+            f"a difference between {between[0]:.2g} and {between[1]:.2g} (95 %)"
+            if between
+            else "from which no interval follows"
+        )
     else:
-        verdict = f"the policy is NO BETTER than {other}: error {against} {where}"
-        if many and result["best_of_samples"] < result["baselines"][best]:
-            verdict += f" (the best of {result['samples']} chunks drawn: {result['best_of_samples']:.3g})"
+        verdict = f"the policy is NO BETTER than {other}: error {mine:.3g} against {theirs} {where}"
+    if not result["clearly_better"] and result["samples"] > 1 and result["best_of_samples"] < result["baselines"][best]:
+        verdict += f" (the best of {result['samples']} chunks drawn: {result['best_of_samples']:.3g})"
     return f"This is no success rate but an action error, judged offline: {verdict}."

@@ -274,12 +274,46 @@ def test_errors_are_those_of_arithmetic():
     assert np.isclose(found["rows"][1]["policy"][0], np.sqrt(5))
 
 
-@pytest.mark.parametrize("offset, better", [(0.1, True), (900.0, False)])
-def test_a_policy_that_is_no_better_than_a_baseline_is_told_so(offset, better):
-    judged = offline.judge(Given([offset]), Counted(), [0], np.array([3.0]), samples=1, seed=0)
-    found = offline.summary(judged, ["a"], ["m"], np.array([3.0]), np.array([2.0]), 3)
-    assert found["better_than_baselines"] == better
-    assert ("NO BETTER" in offline.said(found)) != better and offline.said(found).startswith("This is no success rate")
+class Rising(Counted):
+    """Episodes of seven rows whose action rises by one a row, from `starts`."""
+
+    def __init__(self, starts):
+        self.rows = np.concatenate([start + np.arange(7.0) for start in starts])[:, None]
+        self.episode_ends = 7 * np.arange(1, len(starts) + 1)
+
+
+@pytest.mark.parametrize(
+    "offsets, starts, words",
+    [
+        ([0.1], [2, 3, 4, 3], ": error 0.05 against 0.876 of repeating the last action on 4 held-out episodes, nearer in 4 of them"),
+        ([900.0], [2, 3, 4, 3], ": the policy is NO BETTER than repeating the last action: error 450 against 0.876 on 4"),
+        ([2.2], [0, 3, 9, 3], (": the policy is NOT CLEARLY BETTER than repeating the last action: error 1.1 against 1.44 on 4 held-out "
+         "episodes, a difference between -1.4 and 1 (95 %)")),
+        ([0.1], [2], (": the policy is NOT CLEARLY BETTER than repeating the last action: error 0.05 against 0.779 on 1 held-out "
+         "episode, from which no interval follows")),
+        ([0.1, 900.0], [2, 3, 4, 3], "(the best of 2 chunks drawn: 0.05)"),
+    ],
+)  # fmt: skip
+def test_the_first_line_says_where_a_policy_beats_no_baseline(offsets, starts, words):
+    """Mutations: compare the two errors alone; let one episode be an interval; forget the best chunk."""
+    mean, demos = np.array([3.0]), Rising(starts)
+    judged = offline.judge(Given(offsets), demos, range(len(starts)), mean, samples=len(offsets), seed=0)
+    found = offline.summary(judged, ["a"], ["m"], mean, np.array([2.0]), 3)
+    line = offline.said(found)
+    assert line.startswith("This is no success rate") and words in line
+    assert ("BETTER" in line) == (not found["clearly_better"])
+
+
+@pytest.mark.parametrize("n", [2, 3, 9])
+def test_the_interval_of_the_difference_is_student_s(n):
+    from scipy.stats import ttest_1samp
+
+    off = np.random.default_rng(n).normal(-1, 1, n).tolist()
+    low, high = offline._difference(off)["difference_interval"]
+    assert np.allclose((low, high), ttest_1samp(off, 0).confidence_interval(0.95))
+    assert (
+        offline._difference(off)["clearly_better"] == (high < 0) and not offline._difference(off[:1])["clearly_better"]
+    )
 
 
 def test_what_is_drawn_depends_on_the_episode_alone(run, store):
