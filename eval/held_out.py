@@ -93,6 +93,8 @@ def held_out(
     unseen, trained = every, every[:0]
     for i, (folder, own) in enumerate(zip(folders, owns, strict=True)):
         train, val = _split(folder, own, where, demos)
+        if not len(val) and len(train) == 1:
+            raise UserError(f"{folder} was trained on the only episode of {where}: record more, and train on them")
         if not len(val):
             raise UserError(
                 f"{folder} held out none of the episodes of {where} (data.val_ratio={own.data.val_ratio:g}), so nothing is unseen "

@@ -18,7 +18,7 @@ from polyarm.cli import main
 from polyarm.config import build, compose, override, read_yaml
 from polyarm.datasets.arrays import image, numbers, write_store
 from polyarm.datasets.scale import fit_spec
-from polyarm.datasets.store import open_store
+from polyarm.datasets.store import Store, open_store
 from polyarm.eval import held_out, offline
 from polyarm.policies import checkpoint
 from polyarm.policies.mixture import Mixture
@@ -211,6 +211,42 @@ def test_a_run_that_held_out_nothing_is_one_sentence(store, tmp_path, capsys):
 def test_a_task_without_a_world_says_what_it_cannot(words, said):
     with pytest.raises(UserError, match=said):
         compose(words)
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (["task=own", "task.streams=[front]"], ["'front'", "holds pose", "task.streams="]),
+        (["task=pick_place"], ["'joint_pos'", "holds pose", "task=own"]),
+    ],
+)
+def test_streams_that_the_store_does_not_hold_are_one_sentence(store, tmp_path, capsys, words, said):
+    """Mutation: leave it to where the streams are picked."""
+    assert main(["train", *words, f"task.demos.path={store}", f"output_dir={tmp_path / 'run'}", *SMALL]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert all(words in error for words in said) and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("rate, step, said", [(0.0, 0.1, "rate_hz=0"), (10.0, 0.04, "25 Hz"), (10.0, 100.0, "0.01 Hz")])
+def test_a_store_whose_rate_is_missing_or_false_is_not_trained_on(tmp_path, capsys, rate, step, said):
+    """One that was written without `write_store`. Mutation: take the store's word; count the steps between episodes."""
+    space = ActionSpace(tuple(UNITS), tuple(UNITS.values()), "", rate)
+    with Store.create(
+        tmp_path / "s.zarr", Spec(ObsSpace((numbers("pose", {"x": "m", "y": "m"}),), rate), space)
+    ) as store:
+        for i in range(4):
+            store.append({**episode(i, 2), "time_s": 7 + np.arange(2) * step}, 0)
+    words = ["task=own", f"task.demos.path={tmp_path / 's.zarr'}", f"output_dir={tmp_path / 'run'}", *SMALL]
+    assert main(["train", *words]) == 2
+    assert said in capsys.readouterr().err.splitlines()[-1] and not (tmp_path / "run").exists()
+
+
+def test_a_single_episode_leaves_nothing_to_judge_on(tmp_path, capsys):
+    streams = [numbers("pose", {"x": "m", "y": "m"})]
+    path = write_store(tmp_path / "one.zarr", [episode(0)], streams=streams, action=UNITS, rate_hz=10)
+    assert main(["train", f"task.demos.path={path}", f"output_dir={tmp_path / 'run'}", *SMALL]) == 0
+    assert main(["eval", str(tmp_path / "run")]) == 2
+    assert "record more" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_demonstrations_that_are_not_there_are_to_be_made_of_arrays():
