@@ -144,7 +144,8 @@ def action_moments(demos: Demos, episodes: Sequence[int] | np.ndarray) -> tuple[
 def _notes(some: Sequence[int], n: int, train: np.ndarray) -> list[str]:
     notes = []
     if len(some) < FEW:
-        notes.append(f"{len(some)} held-out episodes are few: give data.val_ratio=0.1 or more in training")
+        few = f"{len(some)} held-out episode{'s are' if len(some) > 1 else ' is'} few"
+        notes.append(f"{few}: give a larger data.val_ratio in training, such as 0.2, or record more")
     if len(some) < n:
         notes.append(f"the first {len(some)} of {n} held-out episodes (eval.episodes)")
     if not len(train):
