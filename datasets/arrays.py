@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from polyarm.datasets.demos import ACTION, TIME_S
+from polyarm.datasets.demos import ACTION, TIME_S, Demos
 from polyarm.datasets.store import Store, checked_episode
 from polyarm.progress import Bar
-from polyarm.spec import ActionSpace, ObsSpace, Spec, Stream, UserError
+from polyarm.spec import KINDS, ActionSpace, ObsSpace, Spec, Stream, UserError
 
 NO_SEED = -1
 """What the store keeps where no simulator was seeded."""
@@ -34,24 +34,54 @@ RATE_OFF = 0.05
 """Share by which the median step of measured times may differ from the rate."""
 GAP = 5
 """Steps of the rate from which on two rows do not follow each other."""
-UNKNOWN = ("", "?", "unknown", "none", "null", "nan", "tbd")
+UNKNOWN = (
+    "",
+    "?",
+    "-",
+    "unknown",
+    "none",
+    "null",
+    "nan",
+    "n/a",
+    "na",
+    "tbd",
+    "todo",
+    "unit",
+    "units",
+    "arbitrary",
+    "a.u.",
+)
 
 
 def numbers(name: str, units: Any, kind: str = "state", frame: str = "") -> Stream:
     """A low-dim stream, `[t, channels]`. `units`: {channel: unit}, in the order of the columns; "1" is a bare number."""
     names, said = _channels(f"stream {name!r}", units)
+    if kind in KINDS and not KINDS[kind].low_dim:
+        raise UserError(
+            f"stream {name!r} is said to be numbers of kind {kind}: give image(...) for pictures, Stream(...) for another"
+        )
     return Stream(name, kind, (len(names),), names, said, frame)
 
 
-def image(name: str, height: int, width: int) -> Stream:
+def image(name: str, height: Any, width: Any) -> Stream:
     """Pictures, uint8 `[t, height, width, 3]`, RGB from 0 to 255."""
-    return Stream(name, "image", (height, width, 3))
+    return Stream(name, "image", _size(name, (height, width, 3)))
 
 
 def actions(units: Any, rate_hz: Any, **more: Any) -> ActionSpace:
     """What one row of actions means; `more` is `ActionSpace`'s: frame, rotation, rotations."""
     names, said = _channels("the action", units)
     return ActionSpace(names, said, more.pop("frame", ""), _rate(rate_hz), **more)
+
+
+def _size(name: str, shape: Any) -> tuple[int, ...]:
+    """`shape` if it is a picture's."""
+    whole = all(isinstance(n, int | np.integer) and not isinstance(n, bool) and n > 0 for n in shape)
+    if not whole or len(shape) != 3 or shape[2] != 3:
+        raise UserError(
+            f"image {name!r} is said to be {list(shape)}: give its height and width in pixels, as in image({name!r}, 96, 128)"
+        )
+    return tuple(int(n) for n in shape)
 
 
 def write_store(
@@ -106,6 +136,8 @@ def _spec(streams: Sequence[Any], action: Any, rate_hz: Any, first: Any) -> Spec
         if name in (ACTION, TIME_S, "success"):
             raise UserError(f"a stream is called {name!r}: that name is taken, choose another")
     for stream in streams:
+        if stream.kind == "image":
+            _size(stream.name, stream.shape)
         if stream.low_dim:
             _channels(f"stream {stream.name!r}", dict(zip(stream.names, stream.units, strict=False)), stream.shape[0])
     if isinstance(action, ActionSpace):
@@ -141,13 +173,17 @@ def _rate(rate_hz: Any, first: Any = None) -> float:
         hint = f"; its time_s steps by {step:g} s, which would be rate_hz={1 / step:.4g}" if step else ""
         raise UserError(f"rate_hz has no value: give the rows a second{hint}")
     if isinstance(rate_hz, bool) or not isinstance(rate_hz, int | float | np.number) or not 0 < rate_hz < 1e5:
-        raise UserError(f"rate_hz={rate_hz}: give the rows a second, a number above 0")
+        raise UserError(f"rate_hz={rate_hz!r}: give the rows a second, a number above 0")
     return float(rate_hz)
 
 
 def _median_step(episode: Mapping[str, Any]) -> float | None:
-    time_s = np.asarray(episode.get(TIME_S, ()))
-    step = float(np.median(np.diff(time_s))) if time_s.ndim == 1 and len(time_s) > 1 else 0.0
+    try:
+        time_s = _array(TIME_S, episode.get(TIME_S, ()))
+    except UserError:  # said where the episode is taken
+        return None
+    fits = time_s.dtype.kind in "iuf" and time_s.ndim == 1 and len(time_s) > 1
+    step = float(np.median(np.diff(time_s))) if fits else 0.0
     return step if step > 0 else None
 
 
@@ -158,6 +194,8 @@ def _taken(episode: Any, i: int, spec: Spec) -> tuple[dict[str, np.ndarray], boo
     given = dict(episode)
     success = given.pop("success", True)
     try:
+        if odd := [name for name in given if not isinstance(name, str)]:
+            raise UserError(f"{odd[0]!r} is no name of a stream: give {', '.join((*spec.obs.names, ACTION))}")
         if not isinstance(success, bool | np.bool_):
             raise UserError(f"'success' is {success!r}: give True or False")
         for stream in spec.obs.streams:
@@ -177,9 +215,13 @@ def _taken(episode: Any, i: int, spec: Spec) -> tuple[dict[str, np.ndarray], boo
 def _array(name: str, x: Any) -> np.ndarray:
     try:
         x = np.asarray(x)
-    except ValueError as e:  # lists of unequal lengths
+    except (ValueError, TypeError, RuntimeError) as e:  # lists of unequal lengths, tensors with a gradient or on a GPU
         raise UserError(f"{name!r} is no array ({e}): give rows of one shape") from None
     if name == TIME_S and x.dtype.kind == "f" and x.dtype.itemsize < 8:
+        if x.ndim == 1 and len(x) > 1 and not np.diff(x).all():
+            raise UserError(
+                f"'time_s' is {x.dtype}, too coarse for the steps of times such as {x[0]:.10g} s: keep it in float64, or subtract the first"
+            )
         return x.astype(np.float64)
     return x
 
@@ -193,6 +235,8 @@ def _pictures(stream: Stream, x: Any) -> np.ndarray:
     here = f"{x.dtype} {list(x.shape)}"
     if x.ndim == 4 and x.shape[1] == 3 and x.shape[3] != 3:
         raise UserError(f"{name!r} is {here}, channels first: an image is {want}; give np.moveaxis(x, 1, -1)")
+    if x.shape == stream.shape:
+        raise UserError(f"{name!r} is {here}, a single picture: an image is {want}, one a row; give all of the episode")
     if x.ndim == 3 or (x.ndim == 4 and x.shape[3] == 1):
         raise UserError(
             f"{name!r} is {here}, without three channels: an image is {want}; give np.repeat(x.reshape(*x.shape[:3], 1), 3, -1)"
@@ -206,7 +250,7 @@ def _pictures(stream: Stream, x: Any) -> np.ndarray:
     low, high = x.min(), x.max()
     if x.dtype != np.uint8:
         fits = "(x * 255).round().astype(np.uint8)" if 0 <= low and high <= 1 else "x.round().astype(np.uint8)"
-        fits = "np.uint8 from 0 to 255" if not (0 <= low and high <= 255) else fits
+        fits = "it scaled to 0 to 255, as np.uint8" if not (0 <= low and high <= 255) else fits
         raise UserError(
             f"{name!r} is {x.dtype} from {low:.3g} to {high:.3g}: an image is {want}, 0 to 255; give {fits}"
         )
@@ -232,6 +276,23 @@ def _require_rate(time_s: np.ndarray, rate: float) -> None:
             f"'time_s' has a gap of {step[late[0]]:.3g} s before row {late[0] + 1}, {step[late[0]] * rate:.0f} steps of rate_hz={rate:g}: make "
             "two episodes of it, for these rows do not follow each other"
         )
+
+
+def require_rate(demos: Demos) -> None:
+    """Refuse demonstrations that say no rate, or another than the times that were measured have."""
+    rate, where = demos.spec.action.rate_hz, getattr(demos, "path", "the demonstrations")
+    if not rate > 0:
+        raise UserError(
+            f"{where} says rate_hz={rate:g}: write it again with the rows a second, as polyarm.datasets.arrays does"
+        )
+    if isinstance(demos, Store):
+        step = np.delete(np.diff(demos.read(TIME_S)), demos.episode_ends[:-1] - 1)
+        median = float(np.median(step)) if len(step) else 1 / rate
+        if abs(median * rate - 1) > RATE_OFF:
+            raise UserError(
+                f"{where} says rate_hz={rate:g}, and its times step by {median:.4g} s, which is {1 / median:.4g} Hz: write it again with "
+                "seconds and the rate they have, as polyarm.datasets.arrays does"
+            )
 
 
 def _open(path: Path, spec: Spec) -> Store:

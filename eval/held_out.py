@@ -93,6 +93,8 @@ def held_out(
     unseen, trained = every, every[:0]
     for i, (folder, own) in enumerate(zip(folders, owns, strict=True)):
         train, val = _split(folder, own, where, demos)
+        if not len(val) and len(train) == 1:
+            raise UserError(f"{folder} was trained on the only episode of {where}: record more, and train on them")
         if not len(val):
             raise UserError(
                 f"{folder} held out none of the episodes of {where} (data.val_ratio={own.data.val_ratio:g}), so nothing is unseen "
@@ -126,7 +128,7 @@ def _split(folder: Path, own: DictConfig, where: str, demos: Demos) -> tuple[np.
 def _card(folder: Path) -> dict[str, Any] | None:
     """Which demonstrations a checkpoint's run stands on: of the checkpoint, or of a later one that still says so."""
     for one in (folder, *reversed(checkpoint.steps(place.home(folder)))):
-        if (one / checkpoint.STATE).is_file() and (card := checkpoint.read_train_state(one).get("data")) is not None:
+        if (card := checkpoint.read_split(one)) is not None:
             return card
     return None
 
@@ -142,7 +144,8 @@ def action_moments(demos: Demos, episodes: Sequence[int] | np.ndarray) -> tuple[
 def _notes(some: Sequence[int], n: int, train: np.ndarray) -> list[str]:
     notes = []
     if len(some) < FEW:
-        notes.append(f"{len(some)} held-out episodes are few: give data.val_ratio=0.1 or more in training")
+        few = f"{len(some)} held-out episode{'s are' if len(some) > 1 else ' is'} few"
+        notes.append(f"{few}: give a larger data.val_ratio in training, such as 0.2, or record more")
     if len(some) < n:
         notes.append(f"the first {len(some)} of {n} held-out episodes (eval.episodes)")
     if not len(train):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from polyarm.policies.policy import GOAL, Policy, plan, require_chunk
 
 ROWS = 256
 """Of a batch at most: samples of episodes that are judged together."""
+SEEN = 1 << 24
+"""Numbers in the observations of a batch at most, beyond one window: what an encoder makes of pictures is many times larger."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ def judge(
     steps = n_action_steps or policy.n_action_steps
     require_chunk(policy.action_space.horizon, policy.n_obs_steps, steps)
     found: list[Judged] = []
-    each = max(1, ROWS // samples)
+    numbers = (policy.n_obs_steps + policy.goal_steps) * sum(prod(stream.shape) for stream in policy.obs_space.streams)
+    each = max(1, min(ROWS // samples, SEEN // numbers))
     for i in range(0, len(episodes), each):
         found += _judge(policy, demos, episodes[i : i + each], mean, samples, seed, steps, goals, torch.device(device))
         progress(len(found))
@@ -65,16 +69,12 @@ def _judge(
     ]
     actions = demos.stream(ACTION)
 
-    def tensor(x: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.repeat(x, samples, 0)).to(device)
-
     def seen(name: str, at: np.ndarray) -> torch.Tensor:
-        dtype = policy.obs_space[name].dtype
-        return tensor(
-            np.asarray(demos.stream(name)[at.reshape(-1)], dtype).reshape(*at.shape, *policy.obs_space[name].shape)
-        )
+        stream = policy.obs_space[name]
+        rows = np.asarray(demos.stream(name)[at.reshape(-1)], stream.dtype)
+        return torch.from_numpy(rows.reshape(*at.shape, *stream.shape)).to(device)
 
-    state = tuple(x.to(device) for x in policy.start(n * samples))
+    state = tuple(x.to(device) for x in policy.start(n))
     drawn, recorded, last, there = [], [], [], []
     for t in range(0, most, steps):
         newest = np.minimum(begin + t, end - 1)  # an episode that is over waits for the others
@@ -86,9 +86,10 @@ def _judge(
         if policy.past_rows:
             past = newest[:, None] + np.arange(-policy.past_rows, 0)
             done = np.asarray(actions[np.maximum(past, 0).reshape(-1)], np.float32).reshape(*past.shape, -1)
-            obs[ACTION] = tensor(np.where((past < begin[:, None])[..., None], np.float32(np.nan), done))
+            done = np.where((past < begin[:, None])[..., None], np.float32(np.nan), done)
+            obs[ACTION] = torch.from_numpy(done).to(device)
         with torch.no_grad():
-            planned = plan(policy, obs, state, generators)
+            planned = plan(policy, obs, state, generators, samples=samples)
         state = planned.state
         drawn.append(planned.action[:, n_obs - 1 :].cpu().double().numpy().reshape(n, samples, rows, -1))
         ahead = (begin + t)[:, None] + np.arange(rows)
@@ -131,6 +132,7 @@ def summary(
         "baselines": baselines,
         "best_baseline": best,
         "better_than_baselines": overall["policy"] < baselines[best],
+        **_difference([e["policy"] - e[best] for e in episodes]),
         "better_episodes": sum(e["policy"] < e[best] for e in episodes),
         "n": len(judged),
         "windows": sum(len(j.drawn) for j in judged),
@@ -152,6 +154,23 @@ def summary(
 
 
 BASELINES = ("repeat", "mean")
+LEVEL = 0.95
+
+
+def _difference(off: Sequence[float]) -> dict[str, Any]:
+    """How much larger the policy's error is than the best baseline's: mean over episodes, Student's interval of it (None of one
+    episode), and whether all of that lies below zero."""
+    mean, n = float(np.mean(off)), len(off)
+    if n < 2:
+        return {"difference": mean, "difference_interval": None, "clearly_better": False}
+    from scipy.stats import t
+
+    half = float(t.ppf((1 + LEVEL) / 2, n - 1) * np.std(off, ddof=1) / np.sqrt(n))
+    return {
+        "difference": mean,
+        "difference_interval": [mean - half, mean + half],
+        "clearly_better": mean + half < 0,
+    }
 
 
 def _squares(j: Judged, mean: np.ndarray, scale: np.ndarray, steps: int) -> dict[str, np.ndarray]:
@@ -179,15 +198,20 @@ def together(squares: Float[np.ndarray, "*rows d"], scale: np.ndarray) -> float:
 
 def said(result: dict[str, Any]) -> str:
     """The first line of a report: what the number is not, and whether the policy beats doing nothing clever."""
-    best, mine = result["best_baseline"], result["action_error"]
+    best, mine, n = result["best_baseline"], result["action_error"], result["n"]
     other = {"repeat": "repeating the last action", "mean": "the mean training action"}[best]
-    against = f"{mine:.3g} against {result['baselines'][best]:.3g} of {other}"
-    n, many = result["n"], result["samples"] > 1
-    where = f"on {n} held-out episode{'s' if n > 1 else ''}"
-    if result["better_than_baselines"]:
-        verdict = f"error {against} {where}, nearer in {result['better_episodes']} of them"
+    theirs, where = f"{result['baselines'][best]:.3g}", f"on {n} held-out episode{'s' if n > 1 else ''}"
+    if result["clearly_better"]:
+        verdict = f"error {mine:.3g} against {theirs} of {other} {where}, nearer in {result['better_episodes']} of them"
+    elif result["better_than_baselines"]:
+        between = result["difference_interval"]
+        verdict = f"the policy is NOT CLEARLY BETTER than {other}: error {mine:.3g} against {theirs} {where}, " + (
+            f"a difference between {between[0]:.2g} and {between[1]:.2g} (95 %)"
+            if between
+            else "from which no interval follows"
+        )
     else:
-        verdict = f"the policy is NO BETTER than {other}: error {against} {where}"
-        if many and result["best_of_samples"] < result["baselines"][best]:
-            verdict += f" (the best of {result['samples']} chunks drawn: {result['best_of_samples']:.3g})"
+        verdict = f"the policy is NO BETTER than {other}: error {mine:.3g} against {theirs} {where}"
+    if not result["clearly_better"] and result["samples"] > 1 and result["best_of_samples"] < result["baselines"][best]:
+        verdict += f" (the best of {result['samples']} chunks drawn: {result['best_of_samples']:.3g})"
     return f"This is no success rate but an action error, judged offline: {verdict}."

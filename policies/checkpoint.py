@@ -1,8 +1,9 @@
 """A checkpoint is a folder that alone rebuilds its policy.
 
     config.yaml         the whole configuration
-    model.safetensors   the weights that act (EMA where there is one), with hashes of themselves and of the two texts
+    model.safetensors   the weights that act (EMA where there is one), with hashes of themselves and of the texts
     spec.json           spaces with scales, versions, schema
+    split.json          which episodes trained it and which were held out, and the fingerprint of those demonstrations
     train_state.pt      optimizer, schedules, generators, position: what resuming needs
 
 It is written beside its place, flushed, then renamed: a folder with the final name is whole. A run keeps checkpoints/step_N;
@@ -39,7 +40,8 @@ from polyarm.spec import Spec, UserError
 from polyarm.trust import require_trusted
 
 FILES = ("config.yaml", "model.safetensors", "spec.json")
-TEXTS = ("config.yaml", "spec.json")
+SPLIT = "split.json"
+"""Older checkpoints have it in their training state alone, and act without."""
 STATE = "train_state.pt"
 HASH = "sha256"
 LITTER = re.compile(r"\.(.+)\.\d+\.(partial|old)")
@@ -49,7 +51,8 @@ LITTER = re.compile(r"\.(.+)\.\d+\.(partial|old)")
 def save(
     folder: Path, config: Any, spec: Spec, weights: Mapping[str, Tensor], train_state: Mapping[str, Any] | None = None
 ) -> None:
-    """Write a checkpoint folder at once or not at all. `config`: the composed configuration."""
+    """Write a checkpoint folder at once or not at all. `config`: the composed configuration; `train_state["data"]`, where it is
+    given: the split."""
     work, old = (folder.with_name(f".{folder.name}.{os.getpid()}.{end}") for end in ("partial", "old"))
     try:
         _make(folder.parent)
@@ -200,6 +203,22 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     return weights
 
 
+def read_split(folder: Path) -> dict[str, Any] | None:
+    """Which demonstrations a checkpoint stands on (`resume.data_card`); None where it does not say."""
+    file = folder / SPLIT
+    if not os.path.lexists(file):
+        return read_train_state(folder).get("data") if (folder / STATE).is_file() else None
+    with _reading(file):
+        card = json.loads(file.read_text())
+        if not isinstance(card, dict) or not isinstance(card["fingerprint"], str):
+            raise TypeError("it is no split of demonstrations")
+        both = [*card["train"], *card["val"]]
+        if not all(isinstance(i, int) and 0 <= i < card["episodes"] for i in both) or len({*both}) < len(both):
+            raise ValueError("its episodes are not a split of those that it counts")
+        _notice(folder, SPLIT)
+    return card
+
+
 def read_train_state(folder: Path) -> dict[str, Any]:
     """What resuming needs, on the processor."""
     file = folder / STATE
@@ -242,8 +261,10 @@ def _write(
 
     write_yaml(work / "config.yaml", config)
     (work / "spec.json").write_text(json.dumps(spec.to_json(), indent=1))
+    if train_state is not None and "data" in train_state:
+        (work / SPLIT).write_text(json.dumps(train_state["data"]))
     plain = {name: x.detach().cpu().contiguous() for name, x in weights.items()}
-    texts = {name: _hash(work / name) for name in TEXTS}
+    texts = {file.name: _hash(file) for file in sorted(work.iterdir())}
     save_file(plain, work / "model.safetensors", {**texts, HASH: digest(plain, texts)})
     if train_state is not None:
         try:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from polyarm import relative
 from polyarm.policies.generate.forms import Noise, normal
@@ -220,18 +220,36 @@ class Planned(NamedTuple):
     energy: Float[Tensor, "b"] | None
 
 
-def plan(policy: Policy, obs: Obs, state: State, generator: Noise, sampler: Sampler | None = None) -> Planned:
-    """Observe, denoise from noise, and leave the network's units. Row To - 1 is the action for the newest observation."""
+def plan(
+    policy: Policy, obs: Obs, state: State, generator: Noise, sampler: Sampler | None = None, samples: int = 1
+) -> Planned:
+    """Observe, denoise from noise, and leave the network's units. Row To - 1 is the action for the newest observation.
+
+    `samples` chunks of each row, next to each other, with noise of their own; what was seen is encoded once for all of them, and
+    the next state is a row's."""
     space, under = policy.action_space, base(policy, obs)
     if under is not None and ACTION in obs:
         obs = {**obs, ACTION: obs[ACTION] - under}
-    cond, state = policy.encode(obs, state)
     b = len(next(iter(obs.values())))
-    like = torch.empty(b, space.horizon, space.width, device=next(iter(obs.values())).device)
+    cond, after = policy.encode(obs, state)
+    if samples > 1 and not _has_rows(cond, b):
+        cond, _ = policy.encode(repeat_rows(obs, samples), repeat_rows(state, samples))
+    else:
+        cond = repeat_rows(cond, samples)
+    under = repeat_rows(under, samples)
+    like = torch.empty(b * samples, space.horizon, space.width, device=next(iter(obs.values())).device)
     x = (sampler or policy.sampler)(policy.denoise, normal(like, generator), cond, generator)
     energy = policy.energy(x, cond) if policy.energy is not None else None
     action = require_scale(space).undo(x)
-    return Planned(action if under is None else action + under, state, energy)
+    return Planned(action if under is None else action + under, after, energy)
+
+
+def _has_rows(cond: Cond, b: int) -> bool:
+    """Whether what was seen is tensors of b rows, and holds nothing else that might be about rows."""
+    return all(
+        x.ndim > 0 and len(x) == b if isinstance(x, Tensor) else x is None or isinstance(x, int | float | str)
+        for x in tree_leaves(cond)
+    )
 
 
 def chunk(

@@ -16,6 +16,7 @@ from omegaconf import DictConfig
 
 from polyarm import __version__, relative
 from polyarm.config import build
+from polyarm.datasets.arrays import require_rate
 from polyarm.datasets.chains import ChainLoader
 from polyarm.datasets.demos import Demos
 from polyarm.datasets.goals import Goals
@@ -178,6 +179,12 @@ def _cached(config: DictConfig, policy: Any, demos: Demos, spec: Spec) -> dict[s
 
 def _fit_scales(demos: Demos, config: DictConfig, episodes: np.ndarray) -> Spec:
     spec = demos.spec
+    require_rate(demos)
+    if missing := [name for name in config.task.streams or () if name not in spec.obs.names]:
+        raise UserError(
+            f"task {config.task.name} sees {missing[0]!r}, and {config.task.demos.get('path')} holds {', '.join(spec.obs.names)}: give "
+            "task.streams=[...] of these, other demonstrations, or task=own to train on all that is there"
+        )
     obs, rows = spec.obs if config.task.streams is None else spec.obs.pick(config.task.streams), None
     action = replace(spec.action, relative=relative.choose(config.task.get("action_relative"), spec.action, obs))
     spec = Spec(obs, action, {**spec.versions, **versions()})

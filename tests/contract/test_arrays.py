@@ -6,6 +6,7 @@ gone on with taken unseen; time of another rate than the one given; a progress o
 
 import numpy as np
 import pytest
+import torch
 
 from polyarm.datasets.arrays import actions, image, numbers, write_store
 from polyarm.datasets.store import Store
@@ -98,6 +99,12 @@ BAD = {
     "another rate": ({"time_s": T / 30}, ["30 Hz", "rate_hz=10"]),
     "a gap": ({"time_s": T / 10 + (T > 6) * 3}, ["gap of 3.1 s before row 7", "two episodes"]),
     "back in time": ({"time_s": T[::-1] / 10}, ["rises"]),
+    "time too coarse": ({"time_s": (1.7e9 + T / 10).astype("f4")}, ["float32", "float64"]),
+    "time in words": ({"time_s": ["noon"] * 12}, ["'time_s'", "numbers"]),
+    "a single picture": ({"front": PICTURES[0]}, ["[8, 6, 3]", "a single picture"]),
+    "pictures of several sizes": ({"front": [PICTURES[0], PICTURES[1, :4]]}, ["'front'", "rows of one shape"]),
+    "a number for a name": ({1: T}, ["1 is no name"]),
+    "a tensor that learns": ({"joints": torch.zeros(12, 2, requires_grad=True)}, ["'joints'", "requires grad"]),
     "success": ({"success": "yes"}, ["True or False"]),
 }
 
@@ -122,6 +129,9 @@ SAID = {
     "no units": ({"action": ["shoulder", "elbow"]}, ["channel: unit"]),
     "unit unknown": ({"action": {"shoulder": "rad", "elbow": "?"}}, ["'elbow'", "'?'", "find out"]),
     "unit empty": ({"action": {"shoulder": "rad", "elbow": ""}}, ["'elbow'"]),
+    "unit to come": ({"action": {"shoulder": "rad", "elbow": "TODO"}}, ["'elbow'", "'TODO'"]),
+    "unit arbitrary": ({"action": {"shoulder": "arbitrary", "elbow": "rad"}}, ["'shoulder'"]),
+    "a grey image": ({"streams": [STREAMS[0], Stream("front", "image", (8, 6))]}, ["'front'", "[8, 6]", "image("]),
     "unit none": ({"action": {"shoulder": "rad", "elbow": None}}, ["'elbow'", "None"]),
     "no units of a stream": ({"streams": [Stream("joints", "state", (2,), ("a", "b"))]}, ["'joints'", "unit"]),
     "no streams": ({"streams": []}, ["streams"]),
@@ -149,6 +159,23 @@ def test_a_missing_rate_is_read_out_of_measured_time_for_the_user_to_give(tmp_pa
 def test_episodes_are_dicts_in_a_list(tmp_path, episodes):
     with pytest.raises(UserError, match="at least one|list of dicts|dict of arrays"):
         write(tmp_path / "mine.zarr", episodes)
+
+
+@pytest.mark.parametrize("size", [(0, 6), (-8, 6), ("8", 6), (8.0, 6), (True, 6), (None, 6)])
+def test_the_size_of_an_image_is_whole_pixels(size):
+    with pytest.raises(UserError, match="image 'front' is said to be"):
+        image("front", *size)
+
+
+def test_pictures_are_no_numbers():
+    with pytest.raises(UserError, match=r"image\(\.\.\.\)"):
+        numbers("front", {"a": "1"}, kind="image")
+
+
+@pytest.mark.parametrize("time_s", [["noon"] * 12, [[0.0], [1.0, 2.0]], None])
+def test_a_missing_rate_beside_times_that_are_none(tmp_path, time_s):
+    with pytest.raises(UserError, match="rate_hz has no value: give the rows a second$"):
+        write(tmp_path / "mine.zarr", [{**episode(0), "time_s": time_s}], rate_hz=None)
 
 
 def test_units_are_asked_where_a_stream_is_said():

@@ -213,7 +213,7 @@ def test_a_flipped_bit_of_the_training_state_changes_nothing_unnoticed(kept):
     "name, old, new", [("config.yaml", "episodes: 100", "episodes: 108"), ("spec.json", "World-v1", "World-v3")]
 )
 def test_an_edited_text_acts_and_is_said(saved, capfd, name, old, new):
-    """Mutation: leave the file out of `TEXTS`."""
+    """Mutation: leave the file out of the hashes."""
     folder, _ = saved
     checkpoint.load(folder)
     assert not capfd.readouterr().err

@@ -1,4 +1,5 @@
-"""docs/your_data.md, done word by word: a pickle and a folder of pictures become stores; one is trained on and judged.
+"""docs/your_data.md, done word by word: a pickle, a folder of pictures and an arrow table become stores; one is trained on and
+judged.
 
 Mutation: rename a stream's function; have `polyarm train` ask for the default task's streams.
 """
@@ -13,15 +14,26 @@ from pathlib import Path
 
 import matplotlib.image
 import numpy as np
+import pytest
 
 from polyarm.datasets.store import Store
 
 DOC = Path(__file__).parents[2] / "docs" / "your_data.md"
+G1 = Path(__file__).parents[3] / "shared" / "data" / "g1_inspire_real"
 SMALL = ["train.steps=10", "train.batch_size=16", "policy.body.width=32", "policy.body.blocks=1", "train.device=cpu"]
 
 
+def scripts():
+    return dict(re.findall(r"`(\w+\.py)`:\n\n```python\n(.*?)```", DOC.read_text(), re.DOTALL))
+
+
+def python(place, *words):
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, env=env, cwd=place, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_page_works(tmp_path):
-    page = DOC.read_text()
     rng = np.random.default_rng(0)
     recordings = [
         {"qpos": rng.normal(size=(15, 2)), "command": rng.normal(size=(15, 2)), "stamp": 5 + np.arange(15) / 10} for _ in range(10)
@@ -35,26 +47,55 @@ def test_the_page_works(tmp_path):
         rows = ["q0,q1,u0,u1", *(",".join(map(str, rng.normal(size=4))) for _ in range(4))]
         (folder / "rows.csv").write_text("\n".join(rows))
 
-    def python(*words):
-        env = {**os.environ, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [sys.executable, *words], capture_output=True, text=True, env=env, cwd=tmp_path, check=False
-        )
-        assert done.returncode == 0, done.stderr
-
-    scripts = re.findall(r"`(\w+\.py)`:\n\n```python\n(.*?)```", page, re.DOTALL)
-    assert [name for name, _ in scripts] == ["to_store.py", "pictures_to_store.py"]
-    for name, text in scripts:
-        (tmp_path / name).write_text(text)
-        python(name)
+    for name in ("to_store.py", "pictures_to_store.py"):
+        (tmp_path / name).write_text(scripts()[name])
+        python(tmp_path, name)
     pictures = Store.open(tmp_path / "data" / "pictures.zarr")
     first = matplotlib.image.imread(tmp_path / "recordings" / "ep_001" / "0000.png")[..., :3]
     assert np.array_equal(pictures.read("front")[4], (first * 255).round().astype("u1")) and len(pictures) == 2
     assert len(Store.open(tmp_path / "data" / "mine.zarr")) == 10
 
-    commands = [line.split()[1:] for line in page.splitlines() if line.startswith("polyarm ")]
+    commands = [line.split()[1:] for line in DOC.read_text().splitlines() if line.startswith("polyarm ")]
     assert [c[0] for c in commands] == ["data", "train", "eval"]
     for command in commands:
-        python("-m", "polyarm.cli", *command, *(SMALL if command[0] == "train" else []))
+        python(tmp_path, "-m", "polyarm.cli", *command, *(SMALL if command[0] == "train" else []))
     result = json.loads((tmp_path / "outputs/mine/eval/result.json").read_text())
     assert result["measure"] == "action_error" and result["n"] == 1
+
+
+def test_a_table_of_rows_becomes_a_store(tmp_path):
+    """Two episodes a file, as LeRobot 3 keeps them. Mutation: take a file for an episode; leave the measured time out."""
+    pa = pytest.importorskip("pyarrow", reason="pyarrow, which the page asks for, is not installed")
+    import pyarrow.parquet as pq
+
+    names = ["kElbow", "kHandIndex"]
+    folder, rng = tmp_path / "g1_inspire_real", np.random.default_rng(0)
+    (folder / "data/chunk-000").mkdir(parents=True)
+    (folder / "meta").mkdir()
+    features = {column: {"names": [names]} for column in ("observation.state", "action")}
+    (folder / "meta/info.json").write_text(json.dumps({"fps": 10, "features": features}))
+    rows = {name: rng.normal(size=(9, 2)).astype("f4") for name in features}
+    table = {name: x.tolist() for name, x in rows.items()}
+    table |= {"episode_index": [0] * 4 + [1] * 5, "timestamp": (np.r_[0:4, 0:5] / 10).tolist()}
+    pq.write_table(pa.table(table), folder / "data/chunk-000/episode_000000.parquet")
+    (tmp_path / "table_to_store.py").write_text(scripts()["table_to_store.py"])
+    python(tmp_path, "table_to_store.py")
+    store = Store.open(tmp_path / "data/g1.zarr")
+    assert store.lengths.tolist() == [4, 5] and np.array_equal(store.read("action"), rows["action"])
+    assert store.spec.action.units == ("rad", "1") and store.spec.action.rate_hz == 10
+
+
+def test_the_g1_s_numbers_become_a_store(tmp_path):
+    """The page's recipe on the recordings it names."""
+    pytest.importorskip("pyarrow", reason="pyarrow, which the page asks for, is not installed")
+    if not G1.is_dir():
+        pytest.skip(f"{G1} is not there")
+    (tmp_path / "g1_inspire_real").symlink_to(G1)
+    (tmp_path / "table_to_store.py").write_text(scripts()["table_to_store.py"])
+    python(tmp_path, "table_to_store.py")
+    store = Store.open(tmp_path / "data/g1.zarr")
+    said = [json.loads(line) for line in (G1 / "meta/episodes_stats.jsonl").read_text().splitlines()]
+    assert store.lengths.tolist() == [s["stats"]["action"]["count"][0] for s in said]
+    for name, column in (("action", "action"), ("state", "observation.state")):
+        per_episode = np.split(store.read(name), store.episode_ends[:-1])
+        assert np.allclose([x.max(0) for x in per_episode], [s["stats"][column]["max"] for s in said], atol=1e-6)
