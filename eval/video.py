@@ -33,7 +33,7 @@ def write_mp4(path: Path | str, frames: Iterable[np.ndarray], fps: float) -> Non
 def write_gif(path: Path | str, frames: Sequence[np.ndarray], fps: float, hold_s: float = 0.0) -> None:
     """Write uint8 RGB frames (H, W, 3) as a GIF that plays for ever; makes the folder. The last frame stays `hold_s` longer.
 
-    All frames share one palette of 256 colours, undithered, so that what does not move costs nothing. A GIF counts in
+    All frames share one palette of 255 colours, undithered, and a clear one, so that what does not move costs nothing. A GIF counts in
     hundredths of a second: `fps` up to 50. The file appears under its name only when it is whole.
     """
     from PIL import Image
@@ -46,13 +46,13 @@ def write_gif(path: Path | str, frames: Sequence[np.ndarray], fps: float, hold_s
     if not len(frames):
         raise UserError("0 frames make no GIF: give at least 1")
     some = frames[:: -(-len(frames) // PALETTE_FROM)]
-    palette = Image.fromarray(np.concatenate(some)).quantize(256, dither=Image.Dither.NONE)
+    palette = Image.fromarray(np.concatenate(some)).quantize(255, dither=Image.Dither.NONE)
     first, *rest = (Image.fromarray(f).quantize(palette=palette, dither=Image.Dither.NONE) for f in frames)
     ends = [round(100 * (i + 1) / fps) for i in range(len(frames))]  # rounded as times, so that no error adds up
     ends[-1] += round(100 * hold_s)
     shown = [10 * (b - a) for a, b in zip([0, *ends], ends, strict=False)]
     with _whole(path) as work:
-        first.save(work, "GIF", save_all=True, append_images=rest, duration=shown, loop=0, optimize=False, disposal=1)
+        first.save(work, "GIF", save_all=True, append_images=rest, duration=shown, loop=0, optimize=True, disposal=1)
 
 
 PALETTE_FROM = 16
