@@ -103,9 +103,12 @@ def test_a_gif_shows_every_frame_for_ever_and_in_its_time(tmp_path):
 
 
 def test_what_stands_still_costs_a_gif_nothing(tmp_path):
-    """Mutations: dithering; whole frames; a palette without room for the clear colour."""
+    """Though something moves in opposite corners. Mutations: no clear colour; a palette that leaves it no room."""
     noise = np.random.default_rng(0).integers(0, 256, (98, 120, 3)).astype(np.uint8)
-    still = [np.where((frame == 10) | (frame[::-1, ::-1] == 10), 10, noise).astype(np.uint8) for frame in moving(30)]
+    dark = [
+        np.roll(frame == 10, -38, axis=0) for frame in moving(30)
+    ]  # near the upper edge, and its mirror near the lower
+    still = [np.where(d | d[::-1, ::-1], 10, noise).astype(np.uint8) for d in dark]
     sizes = []
     for n in (1, 30):
         write_gif(tmp_path / "a.gif", still[:n], 10.0)
