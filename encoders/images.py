@@ -96,7 +96,7 @@ class ResNetPooled(nn.Module):
 
     def __init__(self, stream: Stream, short_side: int | None, imagenet: bool) -> None:
         super().__init__()
-        height, width = crop_size(stream, 1.0, "ResNetPooled")
+        self.crop = height, width = crop_size(stream, 1.0, "ResNetPooled")
         small = min(height, width)
         side = small if short_side is None else short_side
         if side < STRIDE:
@@ -143,6 +143,20 @@ def windows(
     every = x.unfold(1, size[0], 1).unfold(2, size[1], 1)  # a view: [n, tops, lefts, c, h1, w1]
     pixels = rearrange(every, "n t l c h w -> n t l h w c")[torch.arange(x.shape[0], device=x.device), top, left]
     return rearrange(pixels, "n h w c -> n c h w")  # in memory still channels last, as convolutions like them
+
+
+def seen(
+    encoder: nn.Module | None, x: UInt8[Tensor, "n h w 3"], generator: Generator | None = None
+) -> UInt8[Tensor, "n h1 w1 3"]:
+    """The pixels that an encoder takes of images: windows of its `crop` (height, width), resized to its `size` where it has
+    one; as they are, of an encoder that names neither. At random with a generator, as in training; central without."""
+    crop: tuple[int, int] = getattr(encoder, "crop", (x.shape[1], x.shape[2]))
+    size = getattr(encoder, "size", crop)
+    pixels = windows(x, *offsets(x, crop, generator), crop)
+    if size != crop:
+        fine = interpolate(pixels.float(), size, mode="bilinear", antialias=True, align_corners=False)
+        pixels = fine.round().clamp(0, 255).byte()
+    return rearrange(pixels, "n c h w -> n h w c")
 
 
 def positions(logits: Float[Tensor, "n k h w"]) -> Float[Tensor, "n k 2"]:

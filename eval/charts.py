@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 WIDTH, HEIGHT = 440.0, 250.0
-LEFT, RIGHT, TOP, BOTTOM = 62.0, 14.0, 12.0, 44.0
+LEFT, RIGHT, TOP, BOTTOM = 72.0, 14.0, 12.0, 44.0
 MOST_POINTS = 600
 """Points of a drawn line: about three a screen pixel column, so that a long log does not weigh on the page."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 from omegaconf import DictConfig
 
 from polyarm.eval.rollout import Played, solved
@@ -25,12 +26,22 @@ def choose(played: Sequence[Played], videos: int) -> list[Played]:
 def film(
     config: DictConfig, played: Sequence[Played], folder: Path, success: str = "ever"
 ) -> Iterator[tuple[Path, str]]:
-    """(mp4, caption) of each episode, as they are made. Only for worlds that promise the same episode from the same seed and
-    actions (`sim.world.Simulated`); raises `UserError` for one that breaks it."""
+    """(mp4, caption) of each episode, as they are made."""
+    for p, frames, rate in replayed(config, played, success):
+        path = folder / f"seed_{p.outcome.seed}.mp4"
+        write_mp4(path, frames, rate)
+        verdict = "success" if p.outcome.success else "failure"
+        yield path, f"seed {p.outcome.seed}: {verdict} after {p.outcome.steps} steps, best score {p.outcome.score:.2f}"
+
+
+def replayed(
+    config: DictConfig, played: Sequence[Played], success: str = "ever"
+) -> Iterator[tuple[Played, list[np.ndarray], float]]:
+    """(episode, its frames, frames a second) of each episode. Only for worlds that promise the same episode from the same seed
+    and actions (`sim.world.Simulated`); raises `UserError` for one that breaks it."""
     from polyarm.sim.world import make_world
 
-    steps = sum(p.outcome.steps for p in played)
-    with Bar("film", steps) as bar:
+    with Bar("film", sum(p.outcome.steps for p in played)) as bar:
         done = 0
         for p in played:
             world = make_world(config.task.env_id, world_kwargs(config.task))
@@ -51,10 +62,4 @@ def film(
                     f"seed {p.outcome.seed} of {config.task.env_id}, played again with the same actions, ended otherwise: register a "
                     "world that is not deterministic with nondeterministic=True"
                 )
-            path = folder / f"seed_{p.outcome.seed}.mp4"
-            write_mp4(path, frames, rate)
-            verdict = "success" if won else "failure"
-            yield (
-                path,
-                f"seed {p.outcome.seed}: {verdict} after {p.outcome.steps} steps, best score {p.outcome.score:.2f}",
-            )
+            yield p, frames, rate

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,9 @@ from polyarm.eval import offline, place
 from polyarm.eval.machine import machine, pick_device, policy_versions
 from polyarm.eval.offline_charts import drawn
 from polyarm.eval.run import acting, attempt, keep_arrays, load_policy, report, sources_said
+from polyarm.eval.seen import Seen, image_streams, saw
 from polyarm.policies import checkpoint
+from polyarm.policies.policy import Policy
 from polyarm.progress import Bar
 from polyarm.spec import UserError, require_actions, require_obs
 from polyarm.task import open_demos
@@ -34,8 +36,9 @@ FEW = 5
 def evaluate(
     folders: Sequence[Path], owns: Sequence[DictConfig], config: DictConfig, overrides: Sequence[str],
     weights: Sequence[float], seconds: dict[str, float] | None, prefer: Path | None,
+    made: Mapping[str, Any],
 ) -> dict[str, Any]:  # fmt: skip
-    """As `eval.run.evaluate`, from where it has read the configurations; writes result.json, episodes.npz and report.html."""
+    """As `eval.run.evaluate`, from where it has read the configurations; `made`: date and command. Writes result.json, episodes.npz and report.html."""
     began, e = time.perf_counter(), config.eval
     torch.set_num_threads(int(e.threads))
     device = pick_device(e.device)
@@ -67,7 +70,7 @@ def evaluate(
         found = offline.summary(judged, space.names, space.units, mean, std, steps)
         said = offline.said(found)
         result = {
-            "said": said, "policy": policy.name, "task": config.task.name, **sources_said(folders, weights, out), **found,
+            "said": said, **made, "policy": policy.name, "task": config.task.name, **sources_said(folders, weights, out), **found,
             "demonstrations": where, "n_action_steps": steps, "acting": acting(policy, config, device), "overrides": words,
             "identity": wanted, "seconds": {**(seconds or {}), "evaluate": round(time.perf_counter() - began, 2)},
             "versions": policy_versions(),
@@ -77,11 +80,18 @@ def evaluate(
         arrays = {f"{what}_{j.episode}": getattr(j, what) for j in judged for what in ("drawn", "recorded", "there")}
         keep_arrays(out, result, arrays)
         pictures = attempt("charts", lambda: drawn(result, judged, space.rate_hz), notes)
-        attempt("report", lambda: report(out, result, [], [config, *owns[1:]], folders, [], pictures), notes)
+        views = attempt("pictures of what the policy saw", lambda: _views(policy, demos, some[0]), notes) or []
+        attempt("report", lambda: report(out, result, [], [config, *owns[1:]], folders, [], pictures, views), notes)
         attempt("notes in result.json", lambda: place.write_result(out, result), notes)
     page = out / "report.html"
     print(f"{said}\n" + (f"report: {page}" if page.exists() else f"result: {out / place.RESULT}"), file=sys.stderr)
     return result
+
+
+def _views(policy: Policy, demos: Demos, episode: int) -> list[Seen]:
+    """What a policy of images saw first in an episode."""
+    begin = int(np.insert(demos.episode_ends, 0, 0)[episode])
+    return saw(policy, {name: np.asarray(demos.stream(name)[begin : begin + 1])[0] for name in image_streams(policy)})
 
 
 def held_out(

@@ -6,6 +6,7 @@ import base64
 import mimetypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,10 @@ import numpy as np
 from polyarm.config import OFFLINE
 from polyarm.eval import charts
 from polyarm.eval.score import seeds_said
+from polyarm.eval.seen import Seen
+from polyarm.eval.training_charts import column, training
+from polyarm.eval.video import encoded, last_frame
 from polyarm.spec import UserError
-
-COLOURS = 4
-"""Of the curves of single losses; a fifth has the first's again."""
-SMOOTH_FROM = 20
-"""Rows of a log from which on a smoothed curve says more than the raw one."""
 
 
 def write_report(
@@ -34,13 +33,15 @@ def write_report(
     energies: Sequence[tuple[bool, np.ndarray]] = (),
     config_yaml: str | None = None,
     offline: Mapping[str, Any] | None = None,
+    views: Sequence[Seen] = (),
+    absent: Mapping[str, str] | None = None,
 ) -> None:
     """Write the report of an evaluation; makes the folder.
 
     `result`: what `polyarm eval` writes to result.json; `log`: rows of the run's log.jsonl; `data_card`: what
     `datasets.info.info` says of the demonstrations; `clips`: (mp4 or picture, caption); `offline`: charts of an action error
-    (`eval.offline_charts`). Parts that are missing are left
-    out. Everything is inlined; text is escaped.
+    (`eval.offline_charts`); `views`: what a policy of images saw; `absent`: of the parts "training" and "data" that should be
+    there, why they are not. Other parts that are missing are left out. Everything is inlined; text is escaped.
     """
     from jinja2 import Environment, StrictUndefined
 
@@ -49,8 +50,10 @@ def write_report(
     page = env.from_string(files("polyarm.eval").joinpath("report.html").read_text(encoding="utf-8")).render(
         title=title, r=result, head=headline(result), episodes=episodes(result), latency=latency(result),
         energy=energy(energies),
-        training=training(log or (), result["measure"]), card=data_card, clips=[embed(*c) for c in clips],
-        config=config_yaml, picture=charts, offline=offline,
+        training=training(log or (), result["measure"], result.get("checkpoint")), card=data_card,
+        clips=[embed(*c) for c in clips], config=config_yaml, picture=charts, offline=offline, absent=absent or {},
+        views=[view(v) for v in views], several=len({v.policy for v in views}) > 1, date=date(result),
+        terms=terms(result),
     )  # fmt: skip
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,6 +98,32 @@ def headline(result: Mapping[str, Any]) -> Headline:
     return Headline(name, value, lo, hi, digits, f"{said}; {bound}.")
 
 
+def date(result: Mapping[str, Any]) -> str | None:
+    """2026-01-31T09:05:00+01:00 -> 2026-01-31 09:05 (UTC+01:00)"""
+    if "date" not in result:
+        return None
+    when = datetime.fromisoformat(result["date"])
+    return f"{when:%Y-%m-%d %H:%M} ({when.tzname()})"
+
+
+def terms(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(word, half a sentence about it) of what the head of the page names."""
+    if result["measure"] == OFFLINE:
+        return [
+            ("Held-out episodes", "demonstrations kept out of training"),
+            ("standard deviation", "how far an action channel strays from its mean in training, so that all channels count alike"),
+        ]  # fmt: skip
+    lo, hi = result["interval"]
+    level = result["interval_kind"].partition(" ")[2]
+    what = "rate" if result["measure"] == "success" else "mean"
+    said = [
+        ("score", "the best reward that an episode reached, from 0 to 1", "score" in result),
+        ("interval", f"where the {what} over all seeds there are lies, with {level} confidence", lo < hi),
+        ("fresh seeds", "starts that are in none of the demonstrations", result.get("demonstrated", []) == []),
+    ]
+    return [(word, about) for word, about, named in said if named]
+
+
 def episodes(result: Mapping[str, Any]) -> dict[str, Any] | None:
     """The per-seed strip, the failed seeds, and how long episodes took."""
     rows = result.get("per_seed")
@@ -104,7 +133,7 @@ def episodes(result: Mapping[str, Any]) -> dict[str, Any] | None:
     groups = [group for group in (("solved", "ok", won), ("failed", "bad", lost)) if group[2]]
     drawn = [_distribution(groups, "steps", "Episode length", "length, steps", integer=True)]
     if result["measure"] == "score":
-        drawn.append(_distribution(groups, "score", "Best score of each episode", "score"))
+        drawn.append(_distribution(groups, "score", "Score of each episode", "score, the best reward reached"))
     seeds = sorted(r["seed"] for r in rows)
     run = seeds == list(range(seeds[0], seeds[0] + len(seeds))) and len(seeds) > 1
     return {
@@ -130,7 +159,20 @@ def latency(result: Mapping[str, Any]) -> dict[str, Any] | None:
     median, p95 = float(np.median(ms)), float(np.percentile(ms, 95))
     marks = [(f"median {median:.1f} ms", "median", median), (f"95th percentile {p95:.1f} ms", "tail", p95)]
     chart = charts.histogram("Time to plan one chunk", "time, ms", "chunks", [("", "ok", ms)], marks)
-    return {"median": median, "p95": p95, "charts": [chart] if chart else []}
+    return {"median": median, "p95": p95, "charts": [chart] if chart else [], "said": _measured(result, len(ms))}
+
+
+def _measured(result: Mapping[str, Any], n: int) -> str:
+    """What the times of `latency_ms` are times of, and on what."""
+    machine, acting = result.get("machine") or {}, result.get("acting") or {}
+    gpu, threads = machine.get("gpu"), acting.get("threads")
+    where = gpu or machine.get("cpu") or ""
+    if threads and not gpu:
+        where += f"{', ' if where else ''}{threads} torch thread{'s' if threads > 1 else ''}"
+    return (
+        f"Planning is timed {n} times{f' on {where}' if where else ''}: from an observation to one chunk of actions, for one world "
+        "(a batch of one), encoder and every denoising step included, the world's own step not; after a first one to warm up."
+    )
 
 
 MOST_EPISODES = 12
@@ -150,79 +192,43 @@ def energy(energies: Sequence[tuple[bool, np.ndarray]]) -> charts.Chart | None:
     return replace(chart, legend=list(dict.fromkeys(chart.legend)))
 
 
-def training(log: Sequence[Mapping[str, Any]], measure: str) -> dict[str, Any] | None:
-    """Curves of a run's log: loss, success in rollouts between steps, learning rate."""
-    drawn = []
-    curves = _loss(log)
-    if curves:
-        drawn.append(charts.lines("Loss", "training step", "loss", curves))
-    key, name = ("success_rate", "success rate") if measure == "success" else ("score", "mean score")
-    judged = [r for r in log if r.get(key) is not None]
-    if judged:
-        x, y = column(judged, "step"), column(judged, key)
-        known = all("interval" in r for r in judged)
-        lo, hi = np.array([r["interval"] for r in judged], float).T if known else (None, None)
-        curve = charts.Line(name, "ok", x, y, lo, hi, dots=True)
-        drawn.append(charts.lines(f"{name.capitalize()} while training", "training step", name, [curve], rate=True))
-    for key, title, label in (
-        ("lr", "Learning rate", "learning rate"),
-        ("samples_per_s", "Throughput", "samples a second"),
-    ):
-        rows = [r for r in log if key in r]
-        if rows:
-            curve = charts.Line(label, "ok", column(rows, "step"), column(rows, key))
-            drawn.append(charts.lines(title, "training step", label, [curve]))
-    if not drawn:
-        return None
-    speed = [r["samples_per_s"] for r in log if "samples_per_s" in r]
-    return {
-        "charts": drawn,
-        "steps": max(r["step"] for r in log),
-        "speed": float(np.median(speed)) if speed else None,
-        "episodes": {r["n"] for r in judged if "interval" in r and "n" in r},
-    }
-
-
-def _loss(log: Sequence[Mapping[str, Any]]) -> list[charts.Line]:
-    """The loss, and of a policy with several each by its name; of held-out episodes as dots."""
-    curves = []
-    for i, key in enumerate(["loss", *_named(log)]):
-        name = key.partition(".")[2]
-        css, held_css = (f"c{(i - 1) % COLOURS}",) * 2 if name else ("ok", "bad")
-        rows, held_out = [r for r in log if key in r], [r for r in log if f"val_{key}" in r]
-        if rows:
-            x, y = column(rows, "step"), column(rows, key)
-            smooth = len(rows) >= SMOOTH_FROM
-            if smooth and not name:
-                curves.append(charts.Line("training", "raw", x, y))
-            curves.append(
-                charts.Line(name or ("smoothed" if smooth else "training"), css, x, charts.smooth(y) if smooth else y)
-            )
-        if held_out:
-            label = f"held-out episodes, {name}" if name else "held-out episodes"
-            curves.append(
-                charts.Line(label, held_css, column(held_out, "step"), column(held_out, f"val_{key}"), dots=True)
-            )
-    return curves
-
-
-def _named(log: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Keys of a policy's several losses, in the order of the log."""
-    keys = (key.removeprefix("val_") for row in log for key in row)
-    return list(dict.fromkeys(key for key in keys if key.startswith("loss.")))
-
-
-def column(rows: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
-    return np.array([r[key] for r in rows], float)
-
-
-def embed(path: Path, caption: str) -> dict[str, str]:
-    """A clip or picture as a data address."""
+def embed(path: Path, caption: str) -> dict[str, Any]:
+    """A clip or picture as a data address; a clip with how it ends, to be shown before it plays."""
     kind = mimetypes.guess_type(str(path))[0] or ""
     if not kind.startswith(("video/", "image/")):
         raise UserError(f"clip {path} is no video or picture: give .mp4, .png or .jpg")
-    data = base64.b64encode(Path(path).read_bytes()).decode()
-    return {"kind": kind.partition("/")[0], "src": f"data:{kind};base64,{data}", "caption": caption}
+    clip = {"kind": kind.partition("/")[0], "src": address(Path(path).read_bytes(), kind), "caption": caption}
+    if clip["kind"] == "image":
+        return clip
+    end = last_frame(path)
+    height, width = end.shape[:2]
+    return clip | {"poster": address(encoded(end, "jpeg"), "image/jpeg"), "height": height, "width": width}
+
+
+def view(v: Seen) -> dict[str, Any]:
+    """A camera's pictures as data addresses, and where the window of acting lies, in parts of the whole picture."""
+    (height, width), (top, left, h, w) = v.whole.shape[:2], v.box
+    png = lambda picture: address(encoded(picture, "png"), "image/png")
+    a, b = v.acting.shape[:2]
+    cropped = (h, w) != (height, width)
+    takes = f"the central {h} \u00d7 {w} of {height} \u00d7 {width} pixels" if cropped else "the whole picture"
+    takes += f", resized to {a} \u00d7 {b}" if (a, b) != (h, w) else ""
+    trains = (
+        "Training takes a window of this size at random, drawn anew each time."
+        if v.training
+        else "Training sees the same."
+    )
+    unknown = f"Its encoder names no crop, so the whole picture of {height} \u00d7 {width} pixels is shown."
+    return {
+        "stream": v.stream, "policy": v.policy, "whole": png(v.whole), "acting": png(v.acting), "height": height, "width": width,
+        "training": [png(x) for x in v.training], "part": w / width, "cropped": cropped, "size": f"{a} \u00d7 {b}",
+        "box": [100 * top / height, 100 * left / width, 100 * h / height, 100 * w / width],
+        "said": f"Acting takes {takes}. {trains}" if v.said else unknown,
+    }  # fmt: skip
+
+
+def address(data: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def duration(seconds: charts.Number) -> str:

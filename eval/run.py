@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
+from datetime import datetime
 from inspect import unwrap
 from pathlib import Path
 from typing import Any
@@ -24,14 +26,16 @@ from polyarm.eval.report import write_report
 from polyarm.eval.rollout import Played, make_worlds, require_world
 from polyarm.eval.score import HEADLINE, seeds_said
 from polyarm.eval.seeds import demonstrated
+from polyarm.eval.seen import Seen, first, image_streams, saw
 from polyarm.eval.timing import time_chunks
 from polyarm.log import read_log
 from polyarm.policies import checkpoint
 from polyarm.policies.mixture import Mixture
 from polyarm.policies.pick import Picked
 from polyarm.policies.policy import Policy
+from polyarm.sim.vector import ShardedVectorEnv
 from polyarm.spec import Spec, UserError
-from polyarm.task import has_demos, open_demos
+from polyarm.task import open_demos
 
 
 def evaluate(
@@ -40,24 +44,27 @@ def evaluate(
     weights: Sequence[float] = (1.0,),
     seconds: dict[str, float] | None = None,
     prefer: Path | None = None,
+    command: str | None = None,
 ) -> dict[str, Any]:
     """Judge a checkpoint, or a mixture of several; returns what result.json holds.
 
     `sources`: training runs or checkpoints, the first of which names the task; `overrides`: settings over the first one's
     own, `output_dir` for the results (default: see `place.places`; before them `prefer`); `weights`: one a source.
-    `seconds`: of stages before this one, for the report.
+    `seconds`: of stages before this one, for the report; `command`: what a user typed (default: the `polyarm eval` that does the
+    same).
 
     result.json and episodes.npz come first. What can fail after them for want of a display, a codec or a disk (latency, clips,
     report) is then a line, and one of the result's `notes`.
     """
     began = time.perf_counter()
+    made = {"date": now(), "command": command or line(sources, overrides, weights)}
     folders = [checkpoint.find(source) for source in sources]
     owns = [checkpoint.read_config(folder) for folder in folders]
     config = override(owns[0], overrides)
     if config.task.measure == OFFLINE:
         from polyarm.eval import held_out
 
-        return held_out.evaluate(folders, owns, config, overrides, weights, seconds, prefer)
+        return held_out.evaluate(folders, owns, config, overrides, weights, seconds, prefer, made)
     configs, e = [config, *owns[1:]], config.eval
     torch.set_num_threads(int(e.threads))
     device = pick_device(e.device)
@@ -79,6 +86,7 @@ def evaluate(
                 title=f"evaluate {policy.name} on {config.task.name}",
             )  # fmt: skip
             result = {
+                **made,
                 "policy": policy.name,
                 "task": config.task.name,
                 **sources_said(folders, weights, out),
@@ -98,8 +106,9 @@ def evaluate(
             if worlds.replays:
                 timed = attempt("latency", lambda: time_chunks(policy, worlds, seeds[0], device), notes)
                 result |= dict(zip(("latency_ms", "network_evaluations"), timed or (), strict=False))
+            views = look(policy, worlds, seeds[0], notes)
             clips = shoot(config, played, out / "clips", worlds.replays, notes)
-            attempt("report", lambda: report(out, result, played, configs, folders, clips), notes)
+            attempt("report", lambda: report(out, result, played, configs, folders, clips, views=views), notes)
             attempt("latency and notes in result.json", lambda: place.write_result(out, result), notes)
     tell(result, out)
     return result
@@ -123,6 +132,16 @@ def keep_arrays(out: Path, result: dict[str, Any], arrays: dict[str, Any]) -> No
             np.savez_compressed(file, **arrays)
 
     attempt("episodes.npz", save, result["notes"])
+
+
+def look(policy: Policy, worlds: ShardedVectorEnv, seed: int, notes: list[str]) -> list[Seen]:
+    """What a policy of images saw first in the episode of `seed`."""
+    if not image_streams(policy):
+        return []
+    if not worlds.replays:
+        _note("no pictures of what the policy saw: this world is not reset for them", notes)
+        return []
+    return attempt("pictures of what the policy saw", lambda: saw(policy, first(worlds, seed)), notes) or []
 
 
 def shoot(
@@ -150,24 +169,33 @@ def report(
     folders: Sequence[Path],
     clips: Sequence[tuple[Path, str]],
     offline: dict[str, Any] | None = None,
+    views: Sequence[Seen] = (),
 ) -> None:
     """report.html, with the configuration that acted: of the first under this evaluation's settings, of other parts their
     policy's."""
-    from polyarm.datasets.info import info
-
     task = configs[0].task
     acted = [OmegaConf.to_yaml(configs[0])]
     for folder, part in zip(folders[1:], configs[1:], strict=True):
         acted.append(
             f"# {os.path.relpath(folder, out)}\n{OmegaConf.to_yaml(OmegaConf.create({'policy': part.policy}))}"
         )
+    log, (card, gone) = read_log(place.home(folders[0]) / "log.jsonl"), demonstrations(task)
+    absent = {"training": "" if log else "log.jsonl of the run is not beside the checkpoint", "data": gone}
     write_report(
-        out / "report.html", title=f"{result['policy']} on {task.name}", result=result,
-        log=read_log(place.home(folders[0]) / "log.jsonl") or None,
-        data_card=info(open_demos(task)) if has_demos(task) else None,
-        clips=clips, energies=[(p.outcome.success, p.energy) for p in played if p.energy is not None],
+        out / "report.html", title=f"{result['policy']} on {task.name}", result=result, log=log, data_card=card,
+        absent={part: why for part, why in absent.items() if why}, views=views, clips=clips, energies=[(p.outcome.success, p.energy) for p in played if p.energy is not None],
         config_yaml="\n".join(acted), offline=offline,
     )  # fmt: skip
+
+
+def demonstrations(task: DictConfig) -> tuple[Mapping[str, Any] | None, str]:
+    """(what is in them, "") or (None, why that cannot be said on this machine)."""
+    from polyarm.datasets.info import info
+
+    try:
+        return info(open_demos(task)), ""
+    except Exception as error:  # noqa: BLE001  the report does without
+        return None, _why(error)
 
 
 def attempt[T](what: str, make: Callable[[], T], notes: list[str]) -> T | None:
@@ -175,9 +203,14 @@ def attempt[T](what: str, make: Callable[[], T], notes: list[str]) -> T | None:
     try:
         return make()
     except Exception as error:  # noqa: BLE001  whatever a display, a codec, a disk or a world raises
-        why = " ".join(str(error).split())
-        _note(f"no {what}: {why if isinstance(error, UserError) else f'{type(error).__name__}: {why}'}", notes)
+        _note(f"no {what}: {_why(error)}", notes)
         return None
+
+
+def _why(error: Exception) -> str:
+    """In one line."""
+    said = " ".join(str(error).split())
+    return said if isinstance(error, UserError) else f"{type(error).__name__}: {said}"
 
 
 def _note(line: str, notes: list[str]) -> None:
@@ -219,6 +252,7 @@ def acting(policy: Policy, config: DictConfig, device: torch.device) -> dict[str
         "pick": config.eval.pick,
         "success": terms(config)["success"],
         "device": str(device),
+        "threads": int(config.eval.threads),
     }
 
 
@@ -241,6 +275,17 @@ def require_versions(folders: Sequence[Path], world: Spec, allow: bool) -> list[
     for line in lines:
         print(line, file=sys.stderr)
     return lines
+
+
+def now() -> str:
+    """Local time with its offset, ISO 8601."""
+    return datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def line(sources: Sequence[Path], overrides: Sequence[str], weights: Sequence[float]) -> str:
+    """The command that judges the same, for a shell."""
+    mixed = ["--weights", *map(repr, map(float, weights))] if len(sources) > 1 else []
+    return shlex.join(["polyarm", "eval", *map(str, sources), *mixed, *overrides])
 
 
 def sources_said(folders: Sequence[Path], weights: Sequence[float], out: Path) -> dict[str, Any]:

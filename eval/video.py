@@ -1,8 +1,12 @@
-"""Frames to an mp4 that plays in a browser."""
+"""Frames to what plays in a browser: mp4, or a GIF that needs no player; and a picture to show before."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import io
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 
@@ -21,16 +25,80 @@ def write_mp4(path: Path | str, frames: Iterable[np.ndarray], fps: float) -> Non
     Odd sizes grow by one row or column, copied from the edge (H.264's 4:2:0 colour needs even ones). The file appears
     under its name only when it is whole.
     """
-    if not 0 < fps < float("inf"):
-        raise UserError(f"fps={fps}: give frames a second, above 0")
+    _require_fps(fps)
+    with _whole(path) as work:
+        _encode(work, frames, Fraction(fps).limit_denominator(1000))
+
+
+def write_gif(path: Path | str, frames: Sequence[np.ndarray], fps: float, hold_s: float = 0.0) -> None:
+    """Write uint8 RGB frames (H, W, 3) as a GIF that plays for ever; makes the folder. The last frame stays `hold_s` longer.
+
+    All frames share one palette of 255 colours, undithered, and a clear one, so that what does not move costs nothing. A GIF counts in
+    hundredths of a second: `fps` up to 50. The file appears under its name only when it is whole.
+    """
+    from PIL import Image
+
+    _require_fps(fps)
+    if fps > 50:
+        raise UserError(f"fps={fps:g}: a GIF plays at most 50 frames a second, give fewer")
+    for i, frame in enumerate(frames):
+        _require_frame(frame, i, frames[0].shape)
+    if not len(frames):
+        raise UserError("0 frames make no GIF: give at least 1")
+    some = frames[:: -(-len(frames) // PALETTE_FROM)]
+    palette = Image.fromarray(np.concatenate(some)).quantize(255, dither=Image.Dither.NONE)
+    first, *rest = (Image.fromarray(f).quantize(palette=palette, dither=Image.Dither.NONE) for f in frames)
+    ends = [round(100 * (i + 1) / fps) for i in range(len(frames))]  # rounded as times, so that no error adds up
+    ends[-1] += round(100 * hold_s)
+    shown = [10 * (b - a) for a, b in zip([0, *ends], ends, strict=False)]
+    with _whole(path) as work:
+        first.save(work, "GIF", save_all=True, append_images=rest, duration=shown, loop=0, optimize=True, disposal=1)
+
+
+PALETTE_FROM = 16
+"""Frames at most that a GIF's palette is chosen from."""
+
+
+def last_frame(path: Path | str) -> np.ndarray:
+    """How a clip ends, uint8 (H, W, 3). Raises `UserError` for a file that cannot be played."""
+    import av
+
+    try:
+        with av.open(str(path)) as file:
+            last = deque(file.decode(video=0), maxlen=1)
+    except (av.error.FFmpegError, IndexError) as error:
+        raise UserError(f"clip {path} cannot be played ({error}): make it anew") from error
+    if not last:
+        raise UserError(f"clip {path} holds no picture: make it anew")
+    return last[0].reformat(format="rgb24", src_color_range="MPEG", dst_color_range="JPEG").to_ndarray()
+
+
+def encoded(picture: np.ndarray, kind: str) -> bytes:
+    """A picture (H, W, 3) as the bytes of a "png", which is exact, or a "jpeg"."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, kind.upper(), optimize=True)
+    return file.getvalue()
+
+
+@contextmanager
+def _whole(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     work = path.with_name(path.name + ".partial")
     try:
-        _encode(work, frames, Fraction(fps).limit_denominator(1000))
+        yield work
+        with work.open("rb") as file:
+            os.fsync(file.fileno())
         work.replace(path)
     finally:
         work.unlink(missing_ok=True)
+
+
+def _require_fps(fps: float) -> None:
+    if not 0 < fps < float("inf"):
+        raise UserError(f"fps={fps}: give frames a second, above 0")
 
 
 def _encode(path: Path, frames: Iterable[np.ndarray], rate: Fraction) -> None:

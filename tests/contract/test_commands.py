@@ -27,7 +27,7 @@ SMALL = ["policy.body.width=8", "policy.body.blocks=1", "train.steps=4", "train.
 
 
 def test_help_lists_the_way_from_nothing_to_a_result(capsys):
-    assert list(COMMANDS)[:7] == ["demo", "collect", "train", "eval", "bench", "data", "doctor"]
+    assert list(COMMANDS)[:8] == ["demo", "collect", "train", "eval", "film", "bench", "data", "doctor"]
     assert main([]) == 0
     shown = capsys.readouterr().out
     assert shown.index("  demo ") < shown.index("  train ") < shown.index("  doctor ")

@@ -7,7 +7,9 @@ alone; "sampler" looked for anywhere in the words.
 
 import json
 import os
+import shlex
 import shutil
+from datetime import datetime
 from pathlib import Path
 
 import gymnasium as gym
@@ -166,6 +168,24 @@ def test_a_folder_with_another_result_is_refused_and_one_that_is_in_use_is_told(
         evaluate([flow], short)
     found = evaluate([flow], short[:-1], prefer=tmp_path / "out")  # a place that is only preferred is left alone
     assert "older" in (tmp_path / "out" / "result.json").read_text() and read(flow / "eval") == found
+
+
+def test_the_command_in_a_result_does_it_again(home, tmp_path, monkeypatch):
+    """Whether a user typed it or Python asked. Mutations: leave the weights, or the settings, out of it."""
+    monkeypatch.chdir(tmp_path)
+    typed = ["eval", str(home / "flow"), *PLAY, "eval.videos=0", "output_dir=a b"]
+    assert main([*typed, "--json"]) == 0
+    found = read("a b")
+    assert shlex.split(found["command"]) == ["polyarm", *typed]
+    assert abs(datetime.now().astimezone() - datetime.fromisoformat(found["date"])).total_seconds() < 3600
+    asked = [*PLAY, "eval.videos=0", "sampler=heun", "output_dir=mixed"]
+    first = evaluate([home / "flow", home / "diffusion"], asked, (0.25, 0.75))
+    (tmp_path / "mixed").rename(tmp_path / "before")
+    assert main(shlex.split(first["command"])[1:]) == 0
+    again = read("mixed")
+    assert {k: again[k] for k in ("per_seed", "identity", "command")} == {
+        k: json.loads(json.dumps(first[k])) for k in ("per_seed", "identity", "command")
+    }
 
 
 def test_names_of_places_are_plain_and_differ(home):

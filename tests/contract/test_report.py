@@ -1,6 +1,7 @@
 """The report shows the numbers it was given, in one file that needs nothing else and runs nothing."""
 
 import base64
+import io
 import re
 from html.parser import HTMLParser
 
@@ -8,12 +9,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from polyarm.datasets.info import info
 from polyarm.datasets.store import Store
 from polyarm.eval import charts
-from polyarm.eval.report import duration, headline, training, write_report
+from polyarm.eval.report import duration, headline, write_report
 from polyarm.eval.score import Outcome, summary
+from polyarm.eval.training_charts import rise, training
 from polyarm.eval.video import write_mp4
 from polyarm.spec import ActionSpace, ObsSpace, Spec, Stream, UserError
 
@@ -180,10 +183,11 @@ def test_one_file_alone(tmp_path, data_card, clip):
     )  # fmt: skip
     page = Page(tmp_path / "r.html")
     addresses = [e[k] for e in page.elements for k in ("src", "href", "srcset", "poster", "action") if k in e]
-    assert len(addresses) == 2
+    assert len(addresses) == 4
     for address in addresses:
         head, _, data = address.partition(",")
-        assert head == "data:video/mp4;base64" and base64.b64decode(data, validate=True) == clip.read_bytes()
+        inside = base64.b64decode(data, validate=True)
+        assert inside == clip.read_bytes() if head == "data:video/mp4;base64" else head == "data:image/jpeg;base64"
     assert not page.all("script") and not page.all("link") and not page.all("iframe")
     assert "url(" not in page.one("style")["text"] and "@import" not in page.one("style")["text"]
     policy = page.all("meta")[2]
@@ -212,7 +216,7 @@ def test_hostile_names_stay_text(tmp_path, data_card, clip):
     assert page.one("h1")["text"] == HOSTILE and page.one("pre")["text"] == f"</pre>{HOSTILE}"
     assert page.facts()[HOSTILE] == HOSTILE and page.facts()["policy"] == HOSTILE
     assert [e["text"] for e in page.all("td")][1:3] == [HOSTILE, HOSTILE]
-    assert page.one("i", class_="s0", style="flex:1.0")["title"] == f"{HOSTILE}: 1.0 s"
+    assert page.one("i", class_="s0", style="flex:100.0")["title"] == f"{HOSTILE}: 1.0 s"
     assert HOSTILE in [e["text"] for e in page.all("figcaption")]
 
 
@@ -344,3 +348,132 @@ def test_durations_carry_over(seconds, words):
 )
 def test_short_numbers(value, words):
     assert charts.short(float(value)) == words
+
+
+def test_a_clip_shows_how_it_ends_and_its_controls_lie_below_the_picture(tmp_path):
+    """Mutations: the first frame; controls in the picture's own height; a video that the keyboard does not reach."""
+    frames = [np.full((48, 64, 3), shade, np.uint8) for shade in (20, 20, 20, 200)]
+    write_mp4(tmp_path / "a.mp4", frames, 10.0)
+    write_report(tmp_path / "r.html", title="t", result=result(), clips=[(tmp_path / "a.mp4", "seed 1: failure")])
+    page = Page(tmp_path / "r.html")
+    video = page.one("video")
+    poster = np.asarray(Image.open(io.BytesIO(base64.b64decode(video["poster"].partition(",")[2]))))
+    assert poster.shape == (48, 64, 3) and poster.mean() == pytest.approx(200, abs=4)
+    assert {"controls", "playsinline", "muted"} <= video.keys() and video.get("tabindex") != "-1"
+    assert video["aria-label"] == "seed 1: failure"
+    assert page.one("div", class_="screen")["style"] == "--high:0.75"
+    css = page.one("style")["text"]
+    assert re.search(r"\.screen {[^}]*padding-top: calc\(var\(--high\) \* 100% \+ var\(--controls\)\)", css)
+    assert "object-position: top" in css
+    (tmp_path / "cut.mp4").write_bytes((tmp_path / "a.mp4").read_bytes()[:300])
+    with pytest.raises(UserError, match=r"cut\.mp4 (cannot be played|holds no picture).*: make it anew"):
+        write_report(tmp_path / "r.html", title="t", result=result(), clips=[(tmp_path / "cut.mp4", "a")])
+
+
+@pytest.mark.parametrize("seconds", [{"a": 0.1, "b": 0.3}, {"a": 0.0, "b": 0.0}, {"a": 100.0, "b": 300.0}, {"a": 0.02}])
+def test_the_bar_of_stages_is_full_however_short_they_are(tmp_path, seconds):
+    """Shares below 1 in all leave room in a flex row. Mutation: seconds as shares."""
+    write_report(tmp_path / "r.html", title="t", result=result() | {"seconds": seconds})
+    bars = [e for e in Page(tmp_path / "r.html").all("i") if e.get("style", "").startswith("flex:")]
+    shares = [float(e["style"].removeprefix("flex:")) for e in bars]
+    assert sum(shares) >= 1 and len(shares) == len(seconds)
+    if seconds.get("b"):
+        assert shares == pytest.approx([25, 75])
+
+
+def test_when_and_by_which_command_it_was_made(tmp_path):
+    """Mutations: leave either out; the time without its zone."""
+    command = f"polyarm eval 'runs/a b' {HOSTILE}"
+    write_report(
+        tmp_path / "r.html", title="t", result=result() | {"date": "2026-01-31T09:05:07+05:30", "command": command}
+    )
+    page = Page(tmp_path / "r.html")
+    assert page.one("pre", id="command")["text"] == command
+    assert "user-select: all" in re.search(r"pre\.command {([^}]*)}", page.one("style")["text"])[1]
+    assert page.one("time", datetime="2026-01-31T09:05:07+05:30")["text"] == "2026-01-31 09:05 (UTC+05:30)"
+
+
+def test_every_wide_table_scrolls_and_says_so(tmp_path, data_card):
+    """By keyboard too. Mutation: a table outside its container."""
+    channel = {"name": "x", "unit": "m", "std": 1.0, **dict.fromkeys(("policy", "best_of_samples", "spread", "repeat", "mean"), 1.0)}  # fmt: skip
+    offline = {
+        "measure": "action_error", "action_error": 1.0, "said": "worse", "n": 2, "samples": 8, "best_of_samples": 1.0,
+        "baselines": {"repeat": 1.0, "mean": 1.0}, "executed_rows": 8, "windows": 3, "channels": [channel],
+    }  # fmt: skip
+    for r, tables in ((result(), 1), (offline, 2)):
+        write_report(tmp_path / "r.html", title="t", result=r, data_card=data_card)
+        page = Page(tmp_path / "r.html")
+        wide = page.all("div", class_="wide")
+        assert len(wide) == tables == len([e for e in page.all("table") if "class" not in e])
+        assert all(e["tabindex"] == "0" and e["role"] == "region" and e["aria-label"] for e in wide)
+        assert [e["text"][:15] for e in page.all("p", class_="hint")] == ["swipe sideways "] * tables
+        css = page.one("style")["text"]
+        assert re.search(r"\.wide {[^}]*overflow-x: auto;[^}]*scroll", css)
+        assert re.search(r"@media \(max-width: 600px\) {[^@]*\.hint { display: block; }", css)
+
+
+def test_words_of_the_trade_are_explained_where_they_stand(tmp_path):
+    """Mutations: explain none; promise fresh seeds of demonstrated ones; speak of an interval that is none."""
+    said = lambda r, **more: (
+        write_report(tmp_path / "r.html", title="t", result=r, **more), Page(tmp_path / "r.html")
+    )[1]  # fmt: skip
+    page = said(result(), log=train_log())
+    terms = page.one("p", id="terms")["text"]
+    for words in ("Score: the best reward", "interval: where the rate", "fresh seeds: starts that are in none"):
+        assert words in terms
+    training = page.one("section", id="training")["text"]
+    assert "Held-out episodes are kept out of training" in training and "Upright lines are intervals, where" in training
+    assert "fresh" not in said(result() | {"demonstrated": [100_001]}).one("p", id="terms")["text"]
+    assert "interval" not in said(result("score", lost=(), n=1)).one("p", id="terms")["text"]
+    never = said(result(), log=[r for r in train_log() if "val_loss" not in r])
+    assert "eld-out" not in never.one("section", id="training")["text"]
+
+
+def test_a_time_says_what_it_is_a_time_of(tmp_path):
+    """Mutation: a bare number of milliseconds."""
+    page = lambda r: (write_report(tmp_path / "r.html", title="t", result=r), Page(tmp_path / "r.html"))[1]
+    said = page(result() | {"acting": {"threads": 3}}).one("section", id="spread")["text"]
+    assert "timed 5 times on a processor, 3 torch threads: from an observation to one chunk" in said
+    assert "a batch of one" in said and "the world's own step not" in said
+    gpu = {"machine": {"cpu": "a processor", "cores": 2, "gpu": "a card"}, "acting": {"threads": 3}}
+    assert "timed 5 times on a card: from" in page(result() | gpu).one("section", id="spread")["text"]
+    bare = {k: v for k, v in result().items() if k != "machine"} | {"latency_ms": [2.0, 2.0]}
+    assert "timed 2 times: from" in page(bare).one("section", id="spread")["text"]
+    assert "many at a time, without clips" in page(result()).one("section", id="seconds")["text"]
+
+
+def losses(*values, key="val_loss"):
+    return [{"step": 100 * (i + 1), key: v} for i, v in enumerate(values)]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ((0.3, 0.05, 0.07), ["lowest at step 200 (0.05)", "0.07, 40 % higher, at step 300"]),
+        ((0.05, 0.3, 0.1), ["lowest at step 100 (0.05)", "0.1, 100 % higher, at step 300"]),
+        ((0.5, -2.0, -1.0), ["lowest at step 200 (-2)", "and -1 at step 300"]),
+        ((1.0, 0.0, 0.5), ["lowest at step 200 (0)", "and 0.5 at step 300"]),
+        ((0.3, 0.2, 0.1), None), ((0.1, 0.3, 0.1), None), ((0.3, 0.1, 0.1005), None), ((0.2,), None), ((), None),
+    ],
+)  # fmt: skip
+def test_a_held_out_loss_that_rises_is_commented_and_no_other(values, words, tmp_path):
+    """Mutations: compare with the first value; compare the training loss; a percentage of a number below zero."""
+    log = [*losses(*values), *losses(1.0, 0.1, 3.0, key="loss")]
+    found = rise(log, "success", 200)
+    if words is None:
+        assert found == ""
+    else:
+        assert all(part in found for part in words) and found.endswith("; judged here is step 200.")
+        assert ("%" in found) == (min(values) > 0) and "which success need not follow" in found
+        assert "judged here" not in rise(log, "success") and "need not" not in rise(log, "action_error")
+    write_report(tmp_path / "r.html", title="t", result=result() | {"checkpoint": "../checkpoints/step_00000200"}, log=log)  # fmt: skip
+    assert [e["text"] for e in Page(tmp_path / "r.html").all("p", id="rise")] == ([found] if found else [])
+
+
+def test_what_should_be_there_and_is_not_is_said(tmp_path, data_card):
+    """Mutation: leave the section out."""
+    absent = {"data": f"the demonstrations {HOSTILE} do not exist", "training": "no log"}
+    write_report(tmp_path / "r.html", title="t", result=result(), absent=absent)
+    page = Page(tmp_path / "r.html")
+    assert absent["data"] in page.one("section", id="data")["text"] and not page.all("table")
+    assert "Not shown: no log" in page.one("section", id="training")["text"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ def run(words: Words) -> Any:
     return demo(words.settings, words.line(), "demo_images" if words.switches else "demo")
 
 
-def demo(overrides: Sequence[str], again: str = "the same command", experiment: str = "demo") -> dict[str, Any]:
+def demo(overrides: Sequence[str], again: str | None = None, experiment: str = "demo") -> dict[str, Any]:
     """Runs the line from nothing to a report in output_dir (default outputs/demo); returns result.json's content.
 
     A second run goes on with what the first has saved; another set of settings wants another output_dir.
@@ -30,6 +31,7 @@ def demo(overrides: Sequence[str], again: str = "the same command", experiment: 
         from polyarm.collect import collect_task
         from polyarm.config import compose
 
+    again = again or shlex.join(["polyarm", "demo", *overrides])
     given = [word.partition("=")[0] for word in overrides]
     config = compose([*overrides] if "experiment" in given else [f"experiment={experiment}", *overrides])
     out, seconds = Path(config.output_dir), dict[str, float]()
@@ -49,7 +51,7 @@ def demo(overrides: Sequence[str], again: str = "the same command", experiment: 
         from polyarm.eval.run import evaluate
 
         mine = [word for word in overrides if word.startswith("eval.")]
-        return evaluate([trained], mine, seconds=seconds, prefer=out)
+        return evaluate([trained], mine, seconds=seconds, prefer=out, command=again)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ def run(words: Words) -> Any:
         from polyarm.eval.run import evaluate
 
     with stopping(f"results that were there stay; `{words.line()}` starts over"):
-        return evaluate(sources, words.settings, weights)
+        return evaluate(sources, words.settings, weights, command=words.line())
 
 
 COMMAND = Command(
