@@ -69,7 +69,7 @@ class ResNetKeypoints(Keypoints):
 
 class ConvKeypoints(Keypoints):
     """`Keypoints` of a few convolutions, for a CPU (Levine et al. 2016, arXiv 1504.00702, has three): one that strides, then
-    one of 3x3 for each further number of `channels`. 2 MMAC a picture of 84 px with stride 4 and 32 channels each."""
+    one of 3x3 for each further number of `channels`. 11 MMAC a picture of 84 px with stride 4 and three times 32 channels."""
 
     def __init__(
         self,
