@@ -12,7 +12,7 @@ register(
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.metadata import PackageNotFoundError, version
@@ -54,14 +54,14 @@ class Said:
 
 def register(
     world_id: str,
-    env: str | Callable[..., gym.Env],
+    env: Any,
     *,
-    streams: Sequence[Stream] | Mapping[str, Stream] | None = None,
+    streams: Any = None,
     action: Any = None,
-    rate_hz: float | None = None,
-    success: str | Callable[[Step], Any] | None = None,
-    score: Callable[[Step], Any] | None = None,
-    max_steps: int | None = None,
+    rate_hz: Any = None,
+    success: Any = None,
+    score: Any = None,
+    max_steps: Any = None,
     nondeterministic: bool = False,
 ) -> None:
     """Register a gymnasium environment as the world `world_id`.
@@ -90,7 +90,7 @@ class GymWorld(gym.Env):
     action_space: spaces.Box
     metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012  as gymnasium declares it
 
-    def __init__(self, said: Said, max_steps: int | None = None, render_mode: str = "rgb_array", **kwargs: Any) -> None:
+    def __init__(self, said: Any, max_steps: Any = None, render_mode: str = "rgb_array", **kwargs: Any) -> None:
         if not isinstance(said, Said):
             raise UserError(
                 f"said={said}: what an environment's numbers mean is said where it is registered; leave it out"

@@ -23,7 +23,7 @@ SMALL = {
     "train": ["train.steps=10", "train.batch_size=16", "train.device=cpu", *BODY],
     "eval": ["eval.episodes=2", "eval.n_envs=2", "eval.workers=2", "eval.videos=1"],
     "bench": [
-        "core_seconds=0.1", "episodes=1", "only=[flow]", f"entries.flow.settings=[policy=flow,{','.join(BODY)}]",
+        "core_seconds=0.1", "episodes=1", "workers=1", "only=[flow]", f"entries.flow.settings=[policy=flow,{','.join(BODY)}]",
         "entries.flow.sweep={policy.sampler.angles.steps: [1]}",
         "tasks.swing.settings=[task=swing,collect.episodes=3,collect.workers=1,train.batch_size=16,data.val_ratio=0]",
     ],
@@ -39,11 +39,10 @@ def test_the_page_works(tmp_path):
         (tmp_path / name).write_text(text)
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
 
-    def python(*words, code=0):
+    def python(*words):
         command = [sys.executable, *words]
         done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path, check=False)
-        assert done.returncode == code, done.stderr
-        return done.stderr
+        assert done.returncode == 0, done.stderr
 
     commands = [shlex.split(line)[1:] for line in page.splitlines() if line.startswith(("polyarm ", "python "))]
     assert [c[0] for c in commands] == ["collect", "train", "eval", "bench", "mine/recorded.py", "train", "eval"]
@@ -63,5 +62,3 @@ def test_the_page_works(tmp_path):
     assert [row["task"] for row in json.loads((tmp_path / "outputs/bench/results.json").read_text())["rows"]] == [
         "swing"
     ]
-    refused = python("-m", "polyarm.cli", "eval", "outputs/swing", *SMALL["eval"], code=2)
-    assert "blocked" in refused and "--trust swing" in refused
