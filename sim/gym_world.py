@@ -1,13 +1,15 @@
 """Gymnasium environments as they are, made into worlds by saying what their numbers mean. Docs: docs/new_task.md.
 
-register(
-    "mine/Swing-v0",
-    "Pendulum-v1",
-    streams=[numbers("state", {"cos": "1", "sin": "1", "speed": "rad/s"})],
-    action={"torque": "N m"},
-    rate_hz=20,
-    success=lambda step: step.obs["state"][0] > 0.95,
-)
+    register(
+        "mine/Swing-v0",
+        "Pendulum-v1",
+        streams=[numbers("state", {"cos": "1", "sin": "1", "speed": "rad/s"})],
+        action={"torque": "N m"},
+        rate_hz=20,
+        success=lambda step: step.obs["state"][0] > 0.95,
+    )
+
+Nothing is guessed: what is not said is asked for.
 """
 
 from __future__ import annotations
@@ -22,11 +24,10 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from polyarm.sim.world import build_world, command, find, kind, maker, observation_space
-from polyarm.spec import Spec, Stream, UserError, unknown
+from polyarm.sim.gym_fits import action_row, require_fits, require_shows
+from polyarm.sim.world import build_world, command, find, maker, observation_space
+from polyarm.spec import Spec, UserError
 from polyarm.streams import spec_of
-
-WRAP = "wrap it, such as with gymnasium.wrappers.TransformObservation"
 
 
 class Step(NamedTuple):
@@ -121,8 +122,8 @@ class GymWorld(gym.Env):
         hint = f"; its dt is {dt:g} s, which would be rate_hz={1 / dt:.4g}" if dt and known else ""
         spec = spec_of(streams, said.action, said.rate_hz, hint)
         self._keys = dict(zip(named if named is not None else spec.obs.names, spec.obs.streams, strict=True))
-        _require_shows(inner.observation_space, self._keys, self._name)
-        self.action_space = _actions(inner.action_space, spec, self._name)
+        require_shows(inner.observation_space, self._keys, self._name)
+        self.action_space = action_row(inner.action_space, spec, self._name)
         self.observation_space = observation_space(spec.obs)
         self.metadata = self.metadata | {"render_fps": spec.action.rate_hz}
         self._spec = Spec(spec.obs, spec.action, {"env": self._name, **_package(inner)})
@@ -181,7 +182,7 @@ class GymWorld(gym.Env):
                     f"{self._name} gave {given} and no {key!r}, which its observation_space has: correct one of them"
                 )
             x = np.asarray(obs[key])
-            _require_fits(x.shape, x.dtype, stream, f"the observation {key!r} of {self._name}")
+            require_fits(x.shape, x.dtype, stream, f"the observation {key!r} of {self._name}")
             found[stream.name] = x.astype(stream.dtype)
         return found
 
@@ -229,71 +230,6 @@ def _made(env: Any, kwargs: dict[str, Any], max_steps: int | None) -> tuple[gym.
     if not isinstance(made, gym.Env):
         raise UserError(f"env gives a {type(made).__name__}: give a function that makes a gymnasium.Env")
     return made, made.spec.id if made.spec is not None else type(made.unwrapped).__name__
-
-
-def _require_shows(space: Any, keys: Mapping[str, Stream], name: str) -> None:
-    """Refuse unless the environment's observations are what the streams say."""
-    if not isinstance(space, spaces.Dict):
-        if len(keys) != 1:
-            raise UserError(
-                f"{name} shows one array, {kind(space)}, and {len(keys)} streams are said: say one, or give a Dict"
-            )
-        space = spaces.Dict(dict.fromkeys(keys, space))
-    for key, stream in keys.items():
-        what = f"the observation {key!r} of {name}"
-        if key not in space.spaces:
-            raise unknown(f"observation of {name}", key, space.spaces)
-        box = space.spaces[key]
-        if not isinstance(box, spaces.Box):
-            raise UserError(f"{what} is {kind(box)}: policies see arrays of numbers, so give a Box; {WRAP}")
-        _require_fits(box.shape, np.dtype(box.dtype), stream, what, float(box.high.max(initial=0)))
-
-
-def _require_fits(shape: tuple[int, ...], dtype: np.dtype, stream: Stream, what: str, high: float = 255) -> None:
-    here, want = f"{dtype} {shape}", f"{stream.dtype} {stream.shape}"
-    if dtype.kind not in "biuf":
-        raise UserError(f"{what} is {here}, the stream was said to be {want}: give numbers")
-    if shape != stream.shape:
-        raise UserError(f"{what} is {here}, the stream was said to be {want}: {_reshaped(shape, stream)}")
-    if not stream.low_dim and dtype != np.dtype(stream.dtype):
-        scaled = "(x * 255).round().astype(np.uint8)" if high <= 1 else "x.round().astype(np.uint8)"
-        remedy = f"give {scaled}" if stream.dtype == "uint8" else f"give x.astype(np.{stream.dtype})"
-        raise UserError(f"{what} is {here}, the stream was said to be {want}: {remedy}; {WRAP}")
-    if stream.kind == "image" and high <= 1:
-        raise UserError(f"{what} is {here} with nothing above 1, which is black: scale it to 0 to 255; {WRAP}")
-
-
-def _reshaped(shape: tuple[int, ...], stream: Stream) -> str:
-    """What to do about an array of another shape."""
-    if stream.low_dim:
-        if len(shape) == 1:
-            return f"name its {shape[0]} channels, {stream.names[0]} and so on"
-        return "flatten it with gymnasium.wrappers.FlattenObservation, or " + WRAP.removeprefix("wrap it, ")
-    if stream.kind != "image":
-        return "say its shape"
-    height, width, _ = stream.shape
-    if shape == (3, height, width):
-        return f"channels come last, give np.moveaxis(x, 0, -1); {WRAP}"
-    if shape in ((height, width), (height, width, 1)):
-        return f"it has no three channels, give np.repeat(x.reshape({height}, {width}, 1), 3, -1); {WRAP}"
-    if shape == (height, width, 4):
-        return f"it has a fourth channel, give x[..., :3]; {WRAP}"
-    return "say its height and width, or use gymnasium.wrappers.ResizeObservation"
-
-
-def _actions(space: Any, spec: Spec, name: str) -> spaces.Box:
-    """The environment's actions as one row."""
-    if not isinstance(space, spaces.Box) or space.dtype is None or space.dtype.kind != "f":
-        raise UserError(
-            f"{name} takes actions of {kind(space)}: policies give rows of real numbers; choose one with a Box of floats (some take "
-            "continuous=True in task.env_kwargs), or wrap it with gymnasium.wrappers.TransformAction"
-        )
-    low, high = space.low.ravel().astype(np.float32), space.high.ravel().astype(np.float32)
-    if len(low) != spec.action.width:
-        raise UserError(
-            f"{name} takes actions of {len(low)} numbers, {kind(space)}, and {spec.action.width} channels are said: name each, in order"
-        )
-    return spaces.Box(low, high, dtype=np.float32)
 
 
 def _whole(steps: Any) -> int | None:

@@ -91,7 +91,8 @@ def prepare(config: DictConfig, accelerator: Any = None, start: Path | None = No
     torch.set_num_threads(int(t.threads))
     accelerator = accelerator or make_accelerator(config)
     state = None if start is None else checkpoint.read_train_state(start)
-    world, demos = _ask_world(config), open_demos(config.task)
+    demos = open_demos(config.task)
+    world = _ask_world(config)
     card = (state or {}).get("data")
     if card is not None:
         train, val = same_split(card, demos, config.task.demos.get("path"))
