@@ -80,7 +80,7 @@ def known_worlds() -> list[str]:
 
 
 class Missing(UserError):
-    """A world that cannot be had here for want of a package; its name and settings may be right."""
+    """A world that cannot be had or seen here for want of a package or of OpenGL; its name and settings may be right."""
 
 
 def find(env_id: Any, known: Callable[[], Iterable[str]] = known_worlds) -> EnvSpec:

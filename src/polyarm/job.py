@@ -116,7 +116,7 @@ def prepare(config: DictConfig, accelerator: Any = None, start: Path | None = No
 
 def _ask_world(config: DictConfig) -> Spec | None:
     """What the numbers of the world mean that the run will be judged in; None where none is, or where a package that only
-    judging needs is missing, as on a machine that trains on recorded demonstrations."""
+    judging needs is missing, or OpenGL, as on a machine that trains on recorded demonstrations."""
     task = config.task
     if task.env_id is None or task.measure == OFFLINE:
         return None
@@ -125,7 +125,7 @@ def _ask_world(config: DictConfig) -> Spec | None:
     except Missing as e:
         if config.train.rollout_every:
             raise UserError(f"{e}, or give train.rollout_every=0") from e
-        print(f"{e} before `polyarm eval`; training goes on without", file=sys.stderr)
+        print(f"{e}; `polyarm eval` will need it, training goes on without", file=sys.stderr)
         return None
 
 

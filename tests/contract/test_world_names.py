@@ -157,8 +157,22 @@ def test_training_goes_on_where_only_a_package_is_missing(mine, tmp_path, monkey
     config = compose(["task=reach", *SMALL])
     assert len(prepare(config).windows)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "no_such_simulator" in line]
-    assert line.endswith("install what is missing before `polyarm eval`; training goes on without")
+    assert line.endswith("install what is missing; `polyarm eval` will need it, training goes on without")
     with pytest.raises(UserError, match=r"install what is missing, or give train\.rollout_every=0"):
         prepare(compose(["task=reach", *SMALL, "train.rollout_every=1"]))
+    capsys.readouterr()
     prepare(compose(["task=reach", *SMALL, "task.measure=action_error"]))
     assert not capsys.readouterr().err
+
+
+def test_training_on_pictures_goes_on_without_opengl(monkeypatch):
+    """The world is there, and cannot be seen. Mutation: let render raise what is no Missing."""
+    from polyarm.sim.mujoco import render
+    from polyarm.sim.trial import trial
+
+    def broken(*_):
+        raise ImportError("libEGL.so.1: cannot open shared object file")
+
+    monkeypatch.setattr(render, "_backend", broken)
+    with pytest.raises(Missing, match="no picture can be drawn"):
+        trial("polyarm/PickPlace-v0", {"cameras": ["front"], "image_size": [7, 9]})
