@@ -15,7 +15,6 @@ Nothing is guessed: units, rate, and what an image holds are said, and held agai
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -26,7 +25,10 @@ import numpy as np
 from polyarm.datasets.demos import ACTION, TIME_S, Demos
 from polyarm.datasets.store import Store, checked_episode
 from polyarm.progress import Bar
-from polyarm.spec import KINDS, ActionSpace, ObsSpace, Spec, Stream, UserError
+from polyarm.spec import Spec, Stream, UserError
+from polyarm.streams import actions, image, numbers, spec_of
+
+__all__ = ["actions", "image", "numbers", "write_store"]
 
 NO_SEED = -1
 """What the store keeps where no simulator was seeded."""
@@ -34,54 +36,6 @@ RATE_OFF = 0.05
 """Share by which the median step of measured times may differ from the rate."""
 GAP = 5
 """Steps of the rate from which on two rows do not follow each other."""
-UNKNOWN = (
-    "",
-    "?",
-    "-",
-    "unknown",
-    "none",
-    "null",
-    "nan",
-    "n/a",
-    "na",
-    "tbd",
-    "todo",
-    "unit",
-    "units",
-    "arbitrary",
-    "a.u.",
-)
-
-
-def numbers(name: str, units: Any, kind: str = "state", frame: str = "") -> Stream:
-    """A low-dim stream, `[t, channels]`. `units`: {channel: unit}, in the order of the columns; "1" is a bare number."""
-    names, said = _channels(f"stream {name!r}", units)
-    if kind in KINDS and not KINDS[kind].low_dim:
-        raise UserError(
-            f"stream {name!r} is said to be numbers of kind {kind}: give image(...) for pictures, Stream(...) for another"
-        )
-    return Stream(name, kind, (len(names),), names, said, frame)
-
-
-def image(name: str, height: Any, width: Any) -> Stream:
-    """Pictures, uint8 `[t, height, width, 3]`, RGB from 0 to 255."""
-    return Stream(name, "image", _size(name, (height, width, 3)))
-
-
-def actions(units: Any, rate_hz: Any, **more: Any) -> ActionSpace:
-    """What one row of actions means; `more` is `ActionSpace`'s: frame, rotation, rotations."""
-    names, said = _channels("the action", units)
-    return ActionSpace(names, said, more.pop("frame", ""), _rate(rate_hz), **more)
-
-
-def _size(name: str, shape: Any) -> tuple[int, ...]:
-    """`shape` if it is a picture's."""
-    whole = all(isinstance(n, int | np.integer) and not isinstance(n, bool) and n > 0 for n in shape)
-    if not whole or len(shape) != 3 or shape[2] != 3:
-        raise UserError(
-            f"image {name!r} is said to be {list(shape)}: give its height and width in pixels, as in image({name!r}, 96, 128)"
-        )
-    return tuple(int(n) for n in shape)
 
 
 def write_store(
@@ -125,56 +79,13 @@ def _each(episodes: Any) -> Iterable[Any]:
 
 
 def _spec(streams: Sequence[Any], action: Any, rate_hz: Any, first: Any) -> Spec:
-    if not streams or not all(isinstance(s, Stream) for s in streams):
-        raise UserError("streams says nothing of some stream: give a list of numbers(...) and image(...), one a stream")
-    names = [s.name for s in streams]
-    for name in names:
-        if not re.fullmatch(r"\w[\w-]*", name):
-            raise UserError(f"a stream is called {name!r}: give a name of letters, digits, _ and -")
-        if names.count(name) > 1:
-            raise UserError(f"two streams are called {name!r}: give each a name of its own")
-        if name in (ACTION, TIME_S, "success"):
-            raise UserError(f"a stream is called {name!r}: that name is taken, choose another")
-    for stream in streams:
-        if stream.kind == "image":
-            _size(stream.name, stream.shape)
-        if stream.low_dim:
-            _channels(f"stream {stream.name!r}", dict(zip(stream.names, stream.units, strict=False)), stream.shape[0])
-    if isinstance(action, ActionSpace):
-        rate = _rate(action.rate_hz if rate_hz is None else rate_hz)
-        if rate != action.rate_hz:
-            raise UserError(f"rate_hz={rate:g}, the action says {action.rate_hz:g}: give one rate")
-        _channels("the action", dict(zip(action.names, action.units, strict=False)), action.width)
-        return Spec(ObsSpace(tuple(streams), rate), action)
-    space = actions(action, _rate(rate_hz, first))
-    return Spec(ObsSpace(tuple(streams), space.rate_hz), space)
-
-
-def _channels(what: str, units: Any, width: int | None = None) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(names, units); every channel has both."""
-    if not isinstance(units, Mapping) or not units or width not in (None, len(units)):
-        raise UserError(
-            f'{what} has channels without a name or a unit: give {{channel: unit}}, such as {{"elbow": "rad"}}; "1" is the unit '
-            "of a bare number"
-        )
-    for name, unit in units.items():
-        if not isinstance(name, str) or not name.strip():
-            raise UserError(f"{what} has a channel {name!r}: give names, such as elbow")
-        if not isinstance(unit, str) or unit.strip().lower() in UNKNOWN:
-            raise UserError(
-                f'channel {name!r} of {what} has unit {unit!r}: find out and give it, such as "rad" or "m"; "1" for a bare number'
-            )
-    return tuple(units), tuple(units.values())
-
-
-def _rate(rate_hz: Any, first: Any = None) -> float:
-    if rate_hz is None:
-        step = _median_step(first) if isinstance(first, Mapping) else None
-        hint = f"; its time_s steps by {step:g} s, which would be rate_hz={1 / step:.4g}" if step else ""
-        raise UserError(f"rate_hz has no value: give the rows a second{hint}")
-    if isinstance(rate_hz, bool) or not isinstance(rate_hz, int | float | np.number) or not 0 < rate_hz < 1e5:
-        raise UserError(f"rate_hz={rate_hz!r}: give the rows a second, a number above 0")
-    return float(rate_hz)
+    step = _median_step(first) if isinstance(first, Mapping) else None
+    return spec_of(
+        streams,
+        action,
+        rate_hz,
+        f"; its time_s steps by {step:g} s, which would be rate_hz={1 / step:.4g}" if step else "",
+    )
 
 
 def _median_step(episode: Mapping[str, Any]) -> float | None:

@@ -106,8 +106,13 @@ def rollout(
 
 def require_world(policy: Policy, worlds: Worlds) -> None:
     """Refuse worlds whose observations or actions mean something else; rotations may have another layout."""
-    require_obs(policy.obs_space, worlds.world_spec.obs, "the policy", "the world")
-    turned = space_as(worlds.world_spec.action, policy.action_space.rotation)
+    require_spec(policy, worlds.world_spec)
+
+
+def require_spec(policy: Policy, world: Spec) -> None:
+    """As `require_world`, of what a world says of itself."""
+    require_obs(policy.obs_space, world.obs, "the policy", "the world")
+    turned = space_as(world.action, policy.action_space.rotation)
     require_actions(policy.action_space, turned, "the policy", "the world")
 
 

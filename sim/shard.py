@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
+from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
-from polyarm.sim.world import Goaled, build_world, spec_of
-from polyarm.spec import UserError
+from polyarm.sim.world import Goaled, build_world, find, require_shown, spec_of, without_success
 
 
 class Batch(NamedTuple):
@@ -47,7 +47,7 @@ def fill(parts: Sequence[np.ndarray | None], counts: Sequence[int]) -> np.ndarra
 
 def _scalar(value: Any) -> bool:
     """A truth or a real number, whichever library made it."""
-    return np.ndim(value) == 0 and np.asarray(value).dtype.kind in "biuf"
+    return not isinstance(value, list | tuple) and np.ndim(value) == 0 and np.asarray(value).dtype.kind in "biuf"
 
 
 class Shard:
@@ -56,16 +56,21 @@ class Shard:
     A finished row is frozen until its reset: it keeps its last observation, flags and info, its reward is 0.
     """
 
-    def __init__(self, spec: EnvSpec, kwargs: dict[str, Any], first: int, count: int) -> None:
+    def __init__(self, world: EnvSpec | str, kwargs: dict[str, Any], first: int, count: int) -> None:
         self.first = first
+        self.spec = find(world) if isinstance(world, str) else world
         self.envs: list[gym.Env] = []
         for i in range(count):
             with self._row(i):
-                self.envs.append(build_world(spec, kwargs))
-        streams = self.envs[0].observation_space
-        self.obs = {name: np.zeros((count, *s.shape), s.dtype) for name, s in streams.spaces.items()}  # type: ignore[attr-defined]
+                self.envs.append(build_world(self.spec, kwargs))
+        self.world_spec = spec_of(self.envs[0], self.spec.id)
+        streams: Any = self.envs[0].observation_space
+        self.streams: spaces.Dict = streams
+        self.obs = {name: np.zeros((count, *s.shape), s.dtype) for name, s in self.streams.spaces.items()}
         self.reward = np.zeros(count)
         self.terminated, self.truncated = np.ones(count, bool), np.zeros(count, bool)
+        self.told = np.zeros(count, bool)
+        """Whether a step of the episode said `is_success`."""
         self.info: list[dict[str, Any]] = [{} for _ in range(count)]
         """Of each row, the numbers and truths of its last step, and nothing from before."""
 
@@ -73,11 +78,10 @@ class Shard:
         """What the vector environment says of itself."""
         env = self.envs[0]
         about = {"obs": env.observation_space, "action": env.action_space, "metadata": env.metadata}
-        world = env.unwrapped
         return about | {
-            "world_spec": spec_of(env, env.spec.id if env.spec else type(world).__name__),
-            "stages": getattr(world, "stages", ()),
-            "goal": isinstance(world, Goaled),
+            "world_spec": self.world_spec,
+            "stages": getattr(env.unwrapped, "stages", ()),
+            "goal": isinstance(env.unwrapped, Goaled),
         }
 
     def reset(self, mask: np.ndarray, seeds: Sequence[int | None], options: dict[str, Any] | None) -> Batch:
@@ -86,7 +90,7 @@ class Shard:
         for i in np.flatnonzero(mask).tolist():
             with self._row(i):
                 obs, info = self.envs[i].reset(seed=seeds[i], options=options)
-            self.terminated[i] = self.truncated[i] = False
+            self.terminated[i] = self.truncated[i] = self.told[i] = False
             self._keep(i, obs, info)
         return self._batch()
 
@@ -97,6 +101,9 @@ class Shard:
             with self._row(i):
                 obs, self.reward[i], self.terminated[i], self.truncated[i], info = self.envs[i].step(action[i])
             self._keep(i, obs, info)
+            self.told[i] |= "is_success" in info
+            if (self.terminated[i] or self.truncated[i]) and not self.told[i]:
+                raise without_success(f"environment {self.first + i} ({self.spec.id})", info)
         return self._batch()
 
     def call(self, name: str, rows: Sequence[int], args: tuple[Any, ...]) -> list[Any]:
@@ -113,13 +120,8 @@ class Shard:
             env.close()
 
     def _keep(self, i: int, obs: dict[str, np.ndarray], info: dict[str, Any]) -> None:
+        require_shown(obs, self.streams, f"environment {self.first + i}")
         for name, kept in self.obs.items():
-            if name not in obs or np.shape(obs[name]) != kept.shape[1:]:
-                given = np.shape(obs[name]) if name in obs else f"only {', '.join(obs)}"
-                raise UserError(
-                    f"environment {self.first + i} was to show the stream {name!r} as {kept.shape[1:]}, it gave {given}: correct "
-                    "the world, or its observation_space"
-                )
             kept[i] = obs[name]
         self.info[i] = {name: np.asarray(value)[()] for name, value in info.items() if _scalar(value)}
         self.info[i]["is_success"] = bool(self.info[i].get("is_success", False))

@@ -48,9 +48,9 @@ class _Rows(Protocol):
 
 
 class _Here:
-    def __init__(self, spec: Any, kwargs: dict[str, Any], first: int, count: int) -> None:
+    def __init__(self, world: Any, kwargs: dict[str, Any], first: int, count: int) -> None:
         self.first, self.count = first, count
-        self._shard = Shard(spec, kwargs, first, count)
+        self._shard = Shard(world, kwargs, first, count)
         self.begin("about")
 
     def begin(self, method: str, *args: Any) -> None:
@@ -64,7 +64,7 @@ class _Here:
 
 
 class _Worker:
-    def __init__(self, spec: Any, kwargs: dict[str, Any], first: int, count: int) -> None:
+    def __init__(self, world: Any, kwargs: dict[str, Any], first: int, count: int) -> None:
         self.first, self.count = first, count
         self._pipe, theirs = Pipe()
         threads = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -73,7 +73,7 @@ class _Worker:
             command, pass_fds=[theirs.fileno()], env=threads | os.environ, stdin=subprocess.DEVNULL
         )
         theirs.close()
-        self.begin("about", spec, kwargs, first, count)
+        self.begin("about", world, kwargs, first, count)
 
     def begin(self, method: str, *args: Any) -> None:
         try:
@@ -83,8 +83,8 @@ class _Worker:
         except (PicklingError, AttributeError, TypeError) as error:
             self.close()
             raise UserError(
-                f"this world cannot be sent to a worker process ({error}): give eval.workers=0, or register it by the name "
-                "'module:Class'"
+                f"this world cannot be sent to a worker process ({error}): give eval.workers=0, or name the module that registers it, "
+                "task.env_id=module:Id"
             ) from error
 
     def finish(self) -> Any:
@@ -132,12 +132,13 @@ class ShardedVectorEnv(VectorEnv):
         self.num_envs = n_envs
         self.spec: EnvSpec = find(env_id)
         kind = _Worker if n_workers else _Here
+        world = env_id if ":" in env_id else self.spec  # a worker imports the module itself
         parts = np.array_split(np.arange(n_envs), min(max(n_workers, 1), n_envs))
         self._rows: list[_Rows] = []
         self.closed = False
         try:
             for part in parts:
-                self._rows.append(kind(self.spec, kwargs, int(part[0]), len(part)))
+                self._rows.append(kind(world, kwargs, int(part[0]), len(part)))
             about = self._finish()[0]
         except BaseException:
             self.close()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import gymnasium as gym
@@ -78,14 +79,55 @@ def known_worlds() -> list[str]:
     return [name for name, spec in gym.registry.items() if home(spec) not in PARTS]
 
 
-def find(env_id: Any) -> EnvSpec:
-    """The registered world of this name. Raises `UserError` with the nearest name."""
+class Missing(UserError):
+    """A world that cannot be had or seen here for want of a package or of OpenGL; its name and settings may be right."""
+
+
+def find(env_id: Any, known: Callable[[], Iterable[str]] = known_worlds) -> EnvSpec:
+    """The registered world of this name: `Id`, or `module:Id`, gymnasium's way to say which module registers it when imported.
+    Raises `UserError` with the nearest of `known`."""
     if not isinstance(env_id, str):
-        raise UserError(f"task.env_id={env_id}: give the name of a world, one of {', '.join(known_worlds())}")
+        raise UserError(f"task.env_id={env_id}: give the name of a world, one of {', '.join(known())}")
+    module, _, name = env_id.rpartition(":")
+    if module:
+        _import(module, env_id)
     try:
-        return gym.spec(env_id)
+        return gym.spec(name)
     except gym.error.Error as error:
-        raise unknown("world", env_id, known_worlds()) from error
+        raise unknown(f"world of module {module}" if module else "world", name, known()) from error
+
+
+def _import(module: str, env_id: str) -> None:
+    if not all(part.isidentifier() for part in module.split(".")):
+        raise UserError(
+            f"the world {env_id} names the module {module!r}: give it as Python imports it, such as my_worlds:mine/Reach-v0"
+        )
+    try:
+        importlib.import_module(module)
+    except Exception as error:
+        raise _unloadable(env_id, module, error) from error
+
+
+def _unloadable(name: str, module: str, error: Exception) -> UserError:
+    """Why a world's module cannot be imported: it does not exist, a package that it needs does not, or it has a fault."""
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, ModuleNotFoundError) and error.name and f"{module}.".startswith(f"{error.name}."):
+        return UserError(
+            f"the world {name} needs the module {module}, which does not exist here: correct the name, or say where it lies with "
+            "--configs DIR or PYTHONPATH"
+        )
+    needed = (getattr(error, "name", None) or "").partition(".")[0]
+    ours = needed in ("polyarm", module.partition(".")[0]) or "cannot import name" in str(error)
+    if isinstance(error, gym.error.DependencyNotInstalled) or (isinstance(error, ImportError) and not ours):
+        return Missing(f"{name} cannot be loaded ({_line(error)}): install what is missing")
+    return UserError(
+        f"the world {name} cannot be loaded, {module} raises {type(error).__name__} ({_line(error)}): correct it"
+    )
+
+
+def _line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no more is said")
 
 
 def make_world(env_id: Any, kwargs: Mapping[str, Any]) -> Any:
@@ -94,24 +136,35 @@ def make_world(env_id: Any, kwargs: Mapping[str, Any]) -> Any:
 
 
 def build_world(spec: EnvSpec, kwargs: Mapping[str, Any]) -> Any:
-    """The world of a registration. What it cannot be built with is a `UserError`."""
+    """The world of a registration. What it cannot be built with is a `UserError`, for want of a package `Missing`."""
+    _require_kwargs(spec, kwargs)
     try:
-        _require_kwargs(spec, kwargs)
         return gym.make(spec, **kwargs)
     except UserError:
         raise
-    except ImportError as error:
-        raise UserError(f"{spec.id} cannot be loaded ({error}): install what is missing") from error
-    except (TypeError, ValueError, gym.error.Error) as error:
+    except (ImportError, gym.error.DependencyNotInstalled) as error:
+        raise _unloadable(spec.id, maker(spec).__module__, error) from error
+    except Exception as error:  # whatever its constructor raises
         given = ", ".join(f"{name}={value}" for name, value in kwargs.items())
+        why = _line(error) if isinstance(error, gym.error.Error) else f"{type(error).__name__}: {_line(error)}"
         raise UserError(
-            f"{spec.id} cannot be made with task.env_kwargs {given or 'empty'} ({error}): correct them"
+            f"{spec.id} cannot be made with task.env_kwargs {given or 'empty'} ({why}): correct them"
         ) from error
 
 
-def _require_kwargs(spec: EnvSpec, kwargs: Mapping[str, Any]) -> None:
+def maker(spec: EnvSpec) -> Any:
+    """The class or function that makes the worlds of a registration."""
     entry: Any = spec.entry_point
-    takes = inspect.signature(load_env_creator(entry) if isinstance(entry, str) else entry).parameters
+    if not isinstance(entry, str):
+        return entry
+    try:
+        return load_env_creator(entry)
+    except Exception as error:
+        raise _unloadable(spec.id, entry.partition(":")[0], error) from error
+
+
+def _require_kwargs(spec: EnvSpec, kwargs: Mapping[str, Any]) -> None:
+    takes = inspect.signature(maker(spec)).parameters
     if any(p.kind is p.VAR_KEYWORD for p in takes.values()):
         return
     for name in kwargs:
@@ -120,13 +173,71 @@ def _require_kwargs(spec: EnvSpec, kwargs: Mapping[str, Any]) -> None:
 
 
 def spec_of(world: Any, name: str) -> Spec:
-    """What the numbers of a world mean. Raises `UserError` for one that does not say."""
+    """What the numbers of a world mean. Raises `UserError` for one that does not say, or whose spaces are of other numbers."""
     spec = getattr(world.unwrapped, "world_spec", None)
     if not isinstance(spec, Spec):
         raise UserError(
-            f"{name} has no world_spec, so nobody knows what its numbers mean: give it one (sim.world.World)"
+            f"{name} has no world_spec, so nobody knows what its numbers mean: give it one (sim.world.World), or say what they are "
+            "with polyarm.sim.gym_world (docs/new_task.md)"
         )
+    _require_action_space(world.action_space, spec.action.width, name)
+    shown = world.observation_space
+    if not isinstance(shown, spaces.Dict):
+        raise UserError(f"{name} shows {kind(shown)}: give a Dict with a Box for each of {', '.join(spec.obs.names)}")
+    for stream in spec.obs.streams:
+        if stream.name not in shown.spaces:
+            raise unknown(f"stream in the observation_space of {name}", stream.name, shown.spaces)
+        box = shown.spaces[stream.name]
+        if not isinstance(box, spaces.Box) or box.shape != stream.shape or box.dtype != np.dtype(stream.dtype):
+            raise UserError(
+                f"{name} shows {stream.name!r} as {kind(box)}, its world_spec says {stream.dtype} {stream.shape}: make them agree"
+            )
+    for rate in (spec.obs.rate_hz, spec.action.rate_hz):
+        if not isinstance(rate, int | float) or not 0 < rate < np.inf:
+            raise UserError(f"{name} says rate_hz={rate}: give the steps a second, a number above 0")
     return spec
+
+
+def _require_action_space(space: Any, width: int, name: str) -> None:
+    if not isinstance(space, spaces.Box) or space.dtype is None or space.dtype.kind != "f":
+        raise UserError(
+            f"{name} takes actions of {kind(space)}: policies give rows of real numbers; choose a world with a Box of floats, or "
+            "wrap it in one"
+        )
+    if space.shape != (width,):
+        raise UserError(f"{name} takes actions of shape {space.shape}, its world_spec names {width}: make them agree")
+
+
+def kind(space: Any) -> str:
+    """Box float32 (3,), Discrete(4), ..."""
+    return f"Box {space.dtype} {space.shape}" if isinstance(space, spaces.Box) else str(space).splitlines()[0]
+
+
+def require_shown(obs: Any, streams: spaces.Dict, who: str) -> None:
+    """Refuse an observation that is not what `streams` say; numbers may be of another precision."""
+    for name, box in streams.spaces.items():
+        there = isinstance(obs, Mapping)
+        if not there or name not in obs or np.shape(obs[name]) != box.shape:
+            given = f"only {', '.join(obs)}" if there else f"a {type(obs).__name__}"
+            given = str(np.shape(obs[name])) if there and name in obs else given
+            raise UserError(
+                f"{who} was to show the stream {name!r} as {box.shape}, it gave {given}: correct the world, or its "
+                "observation_space"
+            )
+        dtype = np.asarray(obs[name]).dtype
+        if box.dtype is not None and not np.can_cast(dtype, box.dtype, "same_kind"):
+            raise UserError(
+                f"{who} was to show the stream {name!r} as {box.dtype}, it gave {dtype}: convert it in the world, pictures to "
+                "uint8 from 0 to 255"
+            )
+
+
+def without_success(who: str, info: Mapping[str, Any]) -> UserError:
+    """The error for a world whose episode ended without a word about success."""
+    return UserError(
+        f"{who} ended an episode and never said info['is_success'], its last info holds {', '.join(map(str, info)) or 'nothing'}: say "
+        "it at every step, or say what counts with polyarm.sim.gym_world (docs/new_task.md)"
+    )
 
 
 def observation_space(obs: ObsSpace) -> spaces.Dict:

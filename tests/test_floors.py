@@ -12,7 +12,7 @@ REPO = Path(__file__).parent.parent
 
 FLOORS = {
     "spec": 1, "rotation": 1, "relative": 1, "text": 1, "lock": 1, "config": 1, "progress": 1, "log": 1, "stop": 1,
-    "choices": 1, "words": 1, "grammar": 1, "ranges": 1, "trust": 1,
+    "streams": 1, "choices": 1, "words": 1, "grammar": 1, "ranges": 1, "trust": 1,
     "datasets": 2, "sim": 2, "real_robot": 2,
     "encoders": 3, "policies.generate": 3,
     "policies": 4,
@@ -29,6 +29,7 @@ TORCHLESS = (
     "text",
     "lock",
     "config",
+    "streams",
     "choices",
     "words",
     "grammar",

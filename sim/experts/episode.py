@@ -8,6 +8,8 @@ from typing import Protocol, runtime_checkable
 import gymnasium as gym
 import numpy as np
 
+from polyarm.sim.world import without_success
+
 
 @runtime_checkable
 class Expert(Protocol):
@@ -48,4 +50,6 @@ def play(env: gym.Env, expert: Expert, seed: int) -> Episode:
         obs, _, terminated, truncated, info = env.step(action)
         done = terminated or truncated
     streams = {name: np.stack([o[name] for o in seen]) for name in seen[0]}
+    if "is_success" not in info:
+        raise without_success(type(env.unwrapped).__name__, info)
     return Episode(streams, np.stack(actions), np.array(times), bool(info["is_success"]), seed)

@@ -18,7 +18,7 @@ from jaxtyping import Float
 
 from polyarm.sim.mujoco import mujoco
 from polyarm.sim.mujoco.render import picture
-from polyarm.sim.world import choose, command, observation_space
+from polyarm.sim.world import Missing, choose, command, observation_space
 from polyarm.spec import ActionSpace, ObsSpace, Spec, Stream, UserError
 
 VERSION = "Kitchen-v0.1"
@@ -100,7 +100,7 @@ class _Kitchen(NamedTuple):
 def _kitchen() -> _Kitchen:
     found = find_spec("gymnasium_robotics")  # importing it takes two seconds and is not needed
     if found is None or not found.submodule_search_locations:
-        raise UserError(
+        raise Missing(
             "Kitchen needs gymnasium-robotics, which is not installed: install the extra, pip install 'polyarm[kitchen]'"
         )
     assets = Path(found.submodule_search_locations[0]) / "envs" / "assets" / "kitchen_franka"

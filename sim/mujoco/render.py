@@ -17,6 +17,7 @@ import mujoco
 import numpy as np
 from jaxtyping import UInt8
 
+from polyarm.sim.world import Missing
 from polyarm.spec import UserError
 
 
@@ -30,7 +31,7 @@ def picture(
     """What `camera` (of the model, or free) sees, rgb. `size` is (height, width), at most (960, 1280).
 
     Shadows cost over ten times the rest on a machine without a GPU. Kinematics and camera poses in `data` must be current.
-    Raises `UserError` where no OpenGL can be had.
+    Raises `Missing` where no OpenGL can be had.
     """
     return _canvas(model, *size).draw(data, camera, shadows)
 
@@ -73,7 +74,7 @@ class _Canvas:
             Exception
         ) as error:  # each backend fails in its own way: ImportError, AttributeError, FatalError, EGLError
             why = " ".join(str(error).split())[:160].rstrip(". ")
-            raise UserError(
+            raise Missing(
                 f"no picture can be drawn, OpenGL (MUJOCO_GL={os.environ.get('MUJOCO_GL') or 'unset'}) failed with "
                 f"{type(error).__name__} ({why}): install libegl1 and set MUJOCO_GL=egl, or libosmesa6 and MUJOCO_GL=osmesa, "
                 "or use the state streams alone"

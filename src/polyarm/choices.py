@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,12 +22,15 @@ def sources() -> list[Path]:
 
 @contextmanager
 def adding(folders: Sequence[Path]) -> Iterator[None]:
-    """`with adding([folder]):` its yaml files are choices too, in this process and those it starts."""
-    before = os.environ.get(_MORE)
+    """`with adding([folder]):` its yaml files are choices too, and its modules can be imported, by names that nothing else has; in
+    this process and those it starts."""
+    before, path = os.environ.get(_MORE), sys.path
     os.environ[_MORE] = "\n".join(str(folder) for folder in [*sources()[1:], *folders])
+    sys.path = [*path, *map(str, folders)]
     try:
         yield
     finally:
+        sys.path = path
         os.environ.pop(_MORE)
         if before is not None:
             os.environ[_MORE] = before

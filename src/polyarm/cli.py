@@ -103,7 +103,7 @@ def _help() -> str:
 
 def _command_help(command: Command) -> str:
     shared = (
-        "--configs DIR adds a folder of your own yaml, and trusts the modules it names (docs/new_policy.md).\n"
+        "--configs DIR adds a folder of your own yaml and modules, and trusts those it names (docs/new_policy.md, new_task.md).\n"
         "--trust MODULE lets a checkpoint name that module's classes. Both may be given again.\n"
     )
     details = [command.details, shared if command.takes.settings else "", *map(_choices, command.groups)]

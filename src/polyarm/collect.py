@@ -6,7 +6,6 @@ where it was and ends with the same episodes.
 
 from __future__ import annotations
 
-import importlib
 import json
 import multiprocessing
 import pkgutil
@@ -177,22 +176,12 @@ def _work(pipe: Connection, player: Player) -> None:
 def _stage(player: Player) -> Any:
     """seed -> Episode, with the world and the expert set up."""
     from polyarm.sim.experts.episode import play
-
-    env_id, env_kwargs, expert = player
-    env, actor = _world(env_id, env_kwargs), _expert(expert)
-    actor = actor(env.unwrapped)
-    return lambda seed: play(env, actor, seed)
-
-
-def _world(env_id: str, env_kwargs: Mapping[str, Any]) -> Any:
-    import polyarm.sim  # noqa: F401  registers the worlds
     from polyarm.sim.world import make_world
 
-    # gymnasium's way to name the module that registers a world
-    module, _, name = env_id.rpartition(":") if isinstance(env_id, str) else ("", "", env_id)
-    if module:
-        importlib.import_module(module)
-    return make_world(name, env_kwargs)
+    env_id, env_kwargs, expert = player
+    env = make_world(env_id, env_kwargs)
+    actor = _expert(expert)(env.unwrapped)
+    return lambda seed: play(env, actor, seed)
 
 
 def _expert(dotted: str) -> Any:
@@ -203,14 +192,10 @@ def _expert(dotted: str) -> Any:
 
 
 def _world_spec(env_id: str, env_kwargs: Mapping[str, Any], expert: str) -> Spec:
-    _expert(expert)
-    from polyarm.sim.world import spec_of
+    from polyarm.sim.trial import trial
 
-    env = _world(env_id, env_kwargs)
-    try:
-        return spec_of(env, env_id)
-    finally:
-        env.close()
+    _expert(expert)
+    return trial(env_id, env_kwargs)
 
 
 def _open(path: Path, spec: Spec, origin: dict[str, Any]) -> Store:

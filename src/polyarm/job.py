@@ -15,7 +15,7 @@ import torch
 from omegaconf import DictConfig
 
 from polyarm import __version__, relative
-from polyarm.config import build
+from polyarm.config import OFFLINE, build
 from polyarm.datasets.arrays import require_rate
 from polyarm.datasets.chains import ChainLoader
 from polyarm.datasets.demos import Demos
@@ -23,12 +23,15 @@ from polyarm.datasets.goals import Goals
 from polyarm.datasets.relative import RelativeRows
 from polyarm.datasets.scale import fit_spec
 from polyarm.datasets.windows import Items, Loader, Windows, split_episodes
+from polyarm.eval.rollout import require_spec
 from polyarm.learner import Learner
 from polyarm.policies import checkpoint
 from polyarm.policies.policy import Policy, require_limit, require_policy
 from polyarm.resume import data_card, same_split
+from polyarm.sim.trial import trial
+from polyarm.sim.world import Missing
 from polyarm.spec import Spec, UserError, require_actions, require_obs
-from polyarm.task import open_demos
+from polyarm.task import open_demos, world_kwargs
 
 Batches = Loader | ChainLoader
 
@@ -90,6 +93,7 @@ def prepare(config: DictConfig, accelerator: Any = None, start: Path | None = No
     accelerator = accelerator or make_accelerator(config)
     state = None if start is None else checkpoint.read_train_state(start)
     demos = open_demos(config.task)
+    world = _ask_world(config)
     card = (state or {}).get("data")
     if card is not None:
         train, val = same_split(card, demos, config.task.demos.get("path"))
@@ -101,12 +105,29 @@ def prepare(config: DictConfig, accelerator: Any = None, start: Path | None = No
     torch.manual_seed(t.seed)
     policy = require_policy(build(config.policy, spec))
     require_limit(policy)
+    if world is not None:
+        require_spec(policy, world)
     policy.prepare()  # a student loads its teacher
     if accelerator.process_index:  # built alike, then each process has dropout of its own
         torch.manual_seed(t.seed * 1_000_003 + accelerator.process_index)
     windows = _windows(config, policy, demos, spec, train)
     held_out = windows.over(val) if len(val) else None
     return Job(accelerator, spec, policy, windows, held_out, demos, card, state)
+
+
+def _ask_world(config: DictConfig) -> Spec | None:
+    """What the numbers of the world mean that the run will be judged in; None where none is, or where a package that only
+    judging needs is missing, or OpenGL, as on a machine that trains on recorded demonstrations."""
+    task = config.task
+    if task.env_id is None or task.measure == OFFLINE:
+        return None
+    try:
+        return trial(task.env_id, world_kwargs(task))
+    except Missing as e:
+        if config.train.rollout_every:
+            raise UserError(f"{e}, or give train.rollout_every=0") from e
+        print(f"{e}; `polyarm eval` will need it, training goes on without", file=sys.stderr)
+        return None
 
 
 def make_accelerator(config: DictConfig) -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from polyarm.choices import sources
 from polyarm.config import CONFIGS, compose, cpus, make
 from polyarm.datasets.demos import Demos
 from polyarm.datasets.rotated import Rotated
@@ -85,7 +86,8 @@ def _missing(task: DictConfig, error: Exception) -> UserError:
             f"the demonstrations {path or ''} cannot be opened ({error}): name others with task.demos.path=..."
         )
     if task.expert:
-        command = shlex.join(["polyarm", "collect", f"task={task.name}", f"task.demos.path={path}"])
+        mine = [word for folder in sources()[1:] for word in ("--configs", str(folder))]
+        command = shlex.join(["polyarm", "collect", *mine, f"task={task.name}", f"task.demos.path={path}"])
         hint = f"make them with `{command}`"
     else:
         variable = _variable(task.name)

@@ -55,6 +55,12 @@ class Words:
         """The command that was given, with more words, for a shell."""
         return shlex.join(["polyarm", self.command, *self.raw, *more])
 
+    @property
+    def mine(self) -> list[str]:
+        """The words that name yaml and code of the user's own, for another command."""
+        folders = (word for folder in self.configs for word in ("--configs", str(folder)))
+        return [*folders, *(word for name in self.trusted for word in ("--trust", name))]
+
     @contextmanager
     def in_force(self) -> Iterator[None]:
         """Within it, yaml of `--configs` is found, and its modules and those of `--trust` are trusted."""

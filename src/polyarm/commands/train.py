@@ -31,7 +31,7 @@ def run(words: Words) -> Any:
         say(f"run:     {config.output_dir}\nresume:  {again}")
     with stopping(f"what was saved in {config.output_dir} stays; `{again}` goes on from there"):
         out = fit(config)
-    say(f"trained: {out}\nnext:    {shlex.join(['polyarm', 'eval', str(out)])}")
+    say(f"trained: {out}\nnext:    {shlex.join(['polyarm', 'eval', str(out), *words.mine])}")
     return {"output_dir": str(out), "resume": again}
 
 
