@@ -17,7 +17,7 @@ from polyarm.policies.generate.angle import linear_flow
 from polyarm.policies.generate.sample import Sampler, euler
 from polyarm.policies.policy import Plain
 from polyarm.sim.vector import ShardedVectorEnv
-from polyarm.spec import ActionSpace, ObsSpace, Scale, Stream, UserError
+from polyarm.spec import ActionSpace, ObsSpace, Scale, Spec, Stream, UserError
 from tests import odd_worlds  # noqa: F401  registers them
 
 
@@ -123,7 +123,7 @@ class Counter(Plain):
     def __init__(self, n):
         self.num_envs = n
         one = ObsSpace((Stream("t", "state", (1,), ("t",), ("1",)),), 10.0)
-        self.world_spec = type("Spec", (), {"obs": one, "action": ActionSpace(("a",), ("1",), "", 10.0)})()
+        self.world_spec = Spec(one, ActionSpace(("a",), ("1",), "", 10.0))
         self.t, self.seed = np.zeros(n), np.zeros(n, int)
         self.actions = []
 

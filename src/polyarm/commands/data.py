@@ -55,9 +55,9 @@ def show(found: Any) -> None:
 COMMAND = Command(
     run,
     "Look at demonstrations, or begin a task for them",
-    "data info PATH [--json] | data new STORE [DIR]",
+    "data info PATH [--json] | data new STORE [FOLDER]",
     "info: episodes, rows, channels with their ranges, and what is odd about them.\n"
-    f"new: DIR/task/NAME.yaml (DIR: {FOLDER}) with a store's streams, channels and units, for `polyarm train --configs DIR\n"
+    f"new: FOLDER/task/NAME.yaml (FOLDER: {FOLDER}) with a store's streams, channels and units, for `polyarm train --configs FOLDER\n"
     "     task=NAME`; what policies see, how it is scaled and how much is held out is changed there. Nothing is written over.",
     order=60,
     takes=Takes(place="info or new, and a path", settings=False),
