@@ -107,4 +107,4 @@ def test_what_it_cannot_do_is_one_sentence(tmp_path, monkeypatch, capsys, words,
 
 def test_help_says_how(capsys):
     assert main(["data", "--help"]) == 0
-    assert "data new STORE [DIR]" in capsys.readouterr().out
+    assert "data new STORE [FOLDER]" in capsys.readouterr().out
