@@ -105,6 +105,8 @@ def held_out(
         train, val = _split(folder, own, where, demos)
         if not len(val) and len(train) == 1:
             raise UserError(f"{folder} was trained on the only episode of {where}: record more, and train on them")
+        if not len(val) and not len(train):
+            raise UserError(f"{folder} was trained on every episode of {where}: give others with task.demos.path=...")
         if not len(val):
             raise UserError(
                 f"{folder} held out none of the episodes of {where} (data.val_ratio={own.data.val_ratio:g}), so nothing is unseen "
@@ -132,7 +134,13 @@ def _split(folder: Path, own: DictConfig, where: str, demos: Demos) -> tuple[np.
             file=sys.stderr,
         )
         return split_episodes(len(ends), d.val_ratio, d.seed, d.max_train_episodes)
-    return np.arange(0), np.arange(len(ends))
+    seen = np.arange(0) if card is None else resume.trained_on(card, demos)
+    if len(seen):
+        print(
+            f"{folder} was trained on {len(seen)} of the {len(ends)} episodes of {where}: the others are judged",
+            file=sys.stderr,
+        )
+    return np.arange(0), np.setdiff1d(np.arange(len(ends)), seen)
 
 
 def _card(folder: Path) -> dict[str, Any] | None:

@@ -200,7 +200,8 @@ def said(result: dict[str, Any]) -> str:
     """The first line of a report: what the number is not, and whether the policy beats doing nothing clever."""
     best, mine, n = result["best_baseline"], result["action_error"], result["n"]
     other = {"repeat": "repeating the last action", "mean": "the mean training action"}[best]
-    theirs, where = f"{result['baselines'][best]:.3g}", f"on {n} held-out episode{'s' if n > 1 else ''}"
+    theirs = f"{result['baselines'][best]:.3g}"
+    where = f"on {n} held-out episode{'s' if n > 1 else ''}"
     if result["clearly_better"]:
         verdict = f"error {mine:.3g} against {theirs} of {other} {where}, nearer in {result['better_episodes']} of them"
     elif result["better_than_baselines"]:

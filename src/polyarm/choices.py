@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from polyarm.spec import unknown
+from polyarm.spec import UserError, unknown
 
 CONFIGS = Path(__file__).parent / "configs"
 _MORE = "POLYARM_CONFIGS"
@@ -49,5 +49,10 @@ def options(group: str) -> list[str]:
 def find(group: str, name: str) -> Path:
     """The file `name` of a group."""
     if name not in options(group):
-        raise unknown(group, name, options(group))
+        error = unknown(group, name, options(group))
+        raise (
+            UserError(f"{error}; one of your own is found with --configs and its folder")
+            if len(sources()) == 1
+            else error
+        )
     return next(file for s in sources() if (file := s / group / f"{name}.yaml").is_file())

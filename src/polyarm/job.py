@@ -50,6 +50,13 @@ class Job:
     data: dict[str, Any]
     state: dict[str, Any] | None = None
 
+    def said(self, config: DictConfig) -> str:
+        """What is trained on, in a line."""
+        held, seen = len(self.data["val"]), ", ".join(self.policy.obs_space.names)
+        return (
+            f"{config.task.demos.get('path')}, {len(self.data['train'])} episodes and {held} held out; seen are {seen}"
+        )
+
     def learner(self, config: DictConfig) -> Learner:
         """New, or as the checkpoint left it."""
         learner = Learner.create(self.policy, config, self.accelerator)

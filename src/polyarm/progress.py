@@ -42,11 +42,20 @@ class Bar:
         elif self.show and done * 10 // max(self.total, 1) > self.last_line:
             self.last_line = done * 10 // max(self.total, 1)
             seconds = time.perf_counter() - self.began
-            print(f"{self.title}: {done}/{self.total} after {seconds:.0f} s  {note}", file=sys.stderr, flush=True)
+            left = _left(seconds, done - self.first, self.total - done)
+            print(f"{self.title}: {done}/{self.total} after {seconds:.0f} s{left}  {note}", file=sys.stderr, flush=True)
 
     def __exit__(self, *_: object) -> None:
         if self.bar is not None:
             self.bar.stop()
+
+
+def _left(seconds: float, done: int, rest: int) -> str:
+    """How long the rest will take at this pace; nothing where that is no minute, or not known."""
+    minutes = seconds / done * rest / 60 if done > 0 else 0.0
+    if minutes < 1:
+        return ""
+    return f", {minutes:.0f} min left" if minutes < 120 else f", {minutes / 60:.1f} h left"
 
 
 @contextmanager

@@ -70,7 +70,8 @@ def agree[Found](accelerator: Any, ask: Callable[[], Found]) -> Found:
 def data_card(demos: Demos, train: np.ndarray, val: np.ndarray) -> dict[str, Any]:
     """Which demonstrations a run stands on: kept in every checkpoint, read by `same_split`."""
     n = len(demos.episode_ends)
-    return {"episodes": n, "fingerprint": _fingerprint(demos, n), "train": train.tolist(), "val": val.tolist()}
+    split = {"train": train.tolist(), "val": val.tolist()}
+    return {"episodes": n, "fingerprint": _fingerprint(demos, n), "each": _each(demos), **split}
 
 
 def same(card: dict[str, Any], demos: Demos) -> bool:
@@ -133,6 +134,23 @@ def _is_default(key: str, value: Any) -> bool:
             if any(_flat(OmegaConf.load(f), resolve=False).get(key.removeprefix(package)) == value for f in files):
                 return True
     return False
+
+
+def trained_on(card: dict[str, Any], demos: Demos) -> np.ndarray:
+    """Those episodes of other demonstrations that a run was trained on, by their actions; none where it is too old to say."""
+    known = {card["each"][i] for i in card["train"]} if "each" in card else set()
+    return np.flatnonzero([name in known for name in _each(demos)])
+
+
+def _each(demos: Demos) -> list[str]:
+    """A name for each episode: its length and the actions that it begins, is half through and ends with."""
+    ends = np.asarray(demos.episode_ends, "<i8")
+    begin = np.insert(ends, 0, 0)[:-1]
+    rows = np.stack([begin, (begin + ends) // 2, ends - 1], 1)
+    every, where = np.unique(rows, return_inverse=True)
+    actions = np.ascontiguousarray(demos.stream(ACTION)[every], "<f4")[where.reshape(rows.shape)]
+    lengths = ends - begin
+    return [hashlib.sha256(n.tobytes() + a.tobytes()).hexdigest()[:16] for n, a in zip(lengths, actions, strict=True)]
 
 
 def _fingerprint(demos: Demos, n: int) -> str:

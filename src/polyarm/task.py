@@ -7,6 +7,7 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,16 @@ def _missing(task: DictConfig, error: Exception) -> UserError:
         variable = _variable(task.name)
         how = "put them there" if task.env_id else "make them of your arrays with polyarm.datasets.arrays"
         hint = f"set ${variable} to where they are" if variable else how
-    return UserError(f"the demonstrations {path} do not exist: {hint}, or name others with task.demos.path=...")
+    return UserError(
+        f"the demonstrations {path} do not exist: {_near(path)}{hint}, or name others with task.demos.path=..."
+    )
+
+
+def _near(path: Any) -> str:
+    """A store beside it with almost this name, for one that is mistyped."""
+    there = Path(str(path))
+    beside = [p.name for p in there.parent.glob("*.zarr")] if there.parent.is_dir() else []
+    return next((f"did you mean {there.parent / name}? " for name in get_close_matches(there.name, beside, n=1)), "")
 
 
 def _variable(task: str) -> str | None:

@@ -54,6 +54,7 @@ def fit(config: DictConfig) -> Path:
             return run
         if accelerator.is_main_process:
             write_yaml(run / "config.yaml", config)
+            print(f"demonstrations: {job.said(config)}", file=sys.stderr)
         if job.windows.left_out() and accelerator.is_main_process:
             print(job.windows.left_out(), file=sys.stderr)
         _loop(learner, batches, held_out, job, config, run, stack)

@@ -182,7 +182,10 @@ def _registered(world: str) -> str:
 def _blocked(where: str, key: str, name: Any, module: str) -> UserError:
     hint = "restore the file, or train again"
     if _is_name(module) and module.partition(".")[0] != "polyarm":
-        hint = f"if you know and trust that code, give --trust {module}"
+        hint = (
+            f"if you know and trust that code, give --configs and the folder it lies in, or --trust {module} with that folder on "
+            "PYTHONPATH"
+        )
     return UserError(
         f"{where} names {name} at {key}, which is blocked: a checkpoint may only name polyarm's own policies, networks, encoders "
         f"and worlds, and modules that you trust; {hint}"

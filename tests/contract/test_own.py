@@ -26,6 +26,7 @@ from polyarm.policies.pick import Picked
 from polyarm.policies.policy import Plain
 from polyarm.spec import ActionSpace, ObsSpace, Scale, Spec, UserError
 from polyarm.task import fitting, open_demos
+from polyarm.train import fit
 
 SMALL = [
     "policy.body.width=32", "policy.body.blocks=1", "train.steps=20", "train.batch_size=16", "train.device=cpu", "eval.device=cpu",
@@ -462,3 +463,26 @@ def test_pictures_are_judged_too(tmp_path):
     ]
     assert main(["train", *words]) == 0
     assert main(["eval", str(tmp_path / "run"), "eval.samples=1"]) == 0
+
+
+def test_other_demonstrations_are_judged_less_what_was_trained_on(settings, demos, tmp_path, capsys):
+    """Two episodes copied out of the training's and two that it never saw, in another store. Mutations: all of them judged; those
+    held out left away too."""
+    from polyarm import resume
+
+    run = fit(settings(tmp_path / "run", "train.steps=2"))
+    card = checkpoint.read_split(checkpoint.find(run))
+    kept = Store.open(demos)
+    begin = np.insert(kept.episode_ends, 0, 0)
+    other = tmp_path / "other.zarr"
+    with Store.create(other, kept.spec) as store:
+        for i in (card["train"][0], card["val"][0], card["train"][2]):
+            rows = slice(int(begin[i]), int(begin[i + 1]))
+            store.append({name: kept.read(name)[rows] for name in (*kept.spec.obs.names, "action", "time_s")}, 1)
+        last = {name: kept.read(name)[rows] for name in (*kept.spec.obs.names, "action", "time_s")}
+        store.append({**last, "action": last["action"] * 0.5}, 1)
+    assert resume.trained_on(card, Store.open(other)).tolist() == [0, 2]
+    assert resume.trained_on({k: v for k, v in card.items() if k != "each"}, Store.open(other)).tolist() == []
+    more = ["task.measure=action_error", f"task.demos.path={other}", "eval.samples=2"]
+    assert main(["eval", str(run), *more]) == 0
+    assert "was trained on 2 of the 4 episodes" in capsys.readouterr().err

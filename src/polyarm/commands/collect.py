@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
-from polyarm.commands import Command, Words, stopping
+from polyarm.commands import Command, Words, say, stopping
 from polyarm.progress import waiting
 
 
@@ -15,7 +16,11 @@ def run(words: Words) -> Any:
 
     config = compose(words.settings)
     with stopping(f"the episodes in {config.collect.path} stay; `{words.line()}` goes on from there"):
-        return collect_task(config)
+        done = collect_task(config)
+    say(
+        f"collected: {done['episodes']} episodes in {config.collect.path}\nlook:      {shlex.join(['polyarm', 'data', 'info', str(config.collect.path)])}"
+    )
+    return done
 
 
 COMMAND = Command(
