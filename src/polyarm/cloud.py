@@ -164,7 +164,7 @@ def farthest(points: Float[np.ndarray, "p c"], n: int, start: int | np.random.Ge
         np.multiply(apart, apart, apart)
         np.add.reduce(apart, 0, out=square)
         np.minimum(near, square, near)
-        i = near.argmax()
+        i = int(near.argmax())
     return chosen
 
 
