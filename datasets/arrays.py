@@ -26,14 +26,16 @@ from polyarm.datasets.demos import ACTION, TIME_S, Demos
 from polyarm.datasets.store import Store, checked_episode
 from polyarm.progress import Bar
 from polyarm.spec import Spec, Stream, UserError
-from polyarm.streams import actions, image, numbers, spec_of
+from polyarm.streams import CHANNELS, actions, image, numbers, points, spec_of
 
-__all__ = ["actions", "image", "numbers", "write_store"]
+__all__ = ["actions", "image", "numbers", "points", "write_store"]
 
 NO_SEED = -1
 """What the store keeps where no simulator was seeded."""
 RATE_OFF = 0.05
 """Share by which the median step of measured times may differ from the rate."""
+FAR_M = 20.0
+"""Metres beyond which nothing lies that an arm's camera sees: such numbers are millimetres."""
 GAP = 5
 """Steps of the rate from which on two rows do not follow each other."""
 
@@ -48,8 +50,8 @@ def write_store(
 ) -> Path:
     """Write `episodes` to the store at `path`, which is returned; each is on the disk before the next is asked for.
 
-    `episodes`: dicts of arrays, as a list or one after the other; `streams`: `numbers(...)`, `image(...)` or any `Stream`;
-    `action`: {channel: unit}, or `actions(...)`. An episode is {stream: [t, ...], "action": [t, d]}, with "time_s" [t] where time was measured (otherwise it is made from
+    `episodes`: dicts of arrays, as a list or one after the other; `streams`: `numbers(...)`, `image(...)`, `points(...)` or any
+    `Stream`; `action`: {channel: unit}, or `actions(...)`. An episode is {stream: [t, ...], "action": [t, d]}, with "time_s" [t] where time was measured (otherwise it is made from
     the rate) and "success" where some failed. A store of the same streams that holds the first of these episodes is gone on
     with; one that holds others is refused. Raises `UserError` for whatever does not fit what was said.
     """
@@ -112,6 +114,8 @@ def _taken(episode: Any, i: int, spec: Spec) -> tuple[dict[str, np.ndarray], boo
         for stream in spec.obs.streams:
             if stream.kind == "image" and stream.name in given:
                 given[stream.name] = _pictures(stream, given[stream.name])
+            if stream.kind == "points" and stream.name in given:
+                given[stream.name] = _clouds(stream, given[stream.name])
         arrays = {name: _array(name, x) for name, x in given.items()}
         rate = spec.action.rate_hz
         if TIME_S not in arrays:
@@ -168,6 +172,31 @@ def _pictures(stream: Stream, x: Any) -> np.ndarray:
     if high <= 1:
         raise UserError(
             f"{name!r} is uint8 with nothing above 1, which is black: scale it to 0 to 255 before it is cast"
+        )
+    return x
+
+
+def _clouds(stream: Stream, x: Any) -> np.ndarray:
+    """`x` if it is `[t, n, channels]` in metres, colours from 0 to 1; what most likely is the matter, and how to convert it."""
+    name, (n, width) = stream.name, stream.shape
+    x, want = _array(name, x), f"[t, {n}, {width}]"
+    if x.dtype.kind not in "uif":
+        raise UserError(f"{name!r} is {x.dtype}: points are numbers, {want}; read the files to arrays first")
+    here = f"{x.dtype} {list(x.shape)}"
+    if x.shape == stream.shape:
+        raise UserError(
+            f"{name!r} is {here}, a single cloud: points are {want}, one cloud a row; give all of the episode"
+        )
+    if x.ndim != 3 or x.shape[2] != width:
+        cut = f"; give x[..., :{width}]" if x.ndim == 3 and x.shape[1] == n and x.shape[2] > width else ""
+        raise UserError(f"{name!r} is {here}: it was said to be {want}{cut or ', x y z last'}")
+    if x.shape[1] != n:
+        raise UserError(f"{name!r} is {here}: it was said to be {want}; give {n} of each cloud, by polyarm.cloud.thin")
+    if x.size and np.median(np.abs(x[..., :3]).max(-1)) > FAR_M:
+        raise UserError(f"half of the points of {name!r} lie beyond {FAR_M:g} m: give metres, so millimetres / 1000")
+    if stream.names[3:] == CHANNELS[3:] and x.size and not 0 <= x[..., 3:].min() <= x[..., 3:].max() <= 1:
+        raise UserError(
+            f"the colours of {name!r} go from {x[..., 3:].min():.3g} to {x[..., 3:].max():.3g}: give 0 to 1, so bytes / 255"
         )
     return x
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from polyarm.datasets.demos import ACTION, Demos
+from polyarm.datasets.demos import ACTION, Demos, Rows
 from polyarm.rotation import CHANNELS
 from polyarm.spec import ActionSpace, Scale, Spec, UserError, unknown
 
@@ -65,7 +65,7 @@ def fit(
     as_is: Collection[int] = (),
     setting: str = "another scale",
 ) -> Scale:
-    """The scale of `rows` [N, d] (anything that can be sliced), in float64, a block at a time.
+    """The scale of `rows` [N, ..., d] (anything that can be sliced), in float64, a block at a time.
 
     limits: [min, max] -> [-1, 1]; gaussian: mean 0, standard deviation 1; identity: as it is.
     constant: "refuse" raises `UserError` for a channel that does not vary; "centre" maps it to 0 with gain 1, the published
@@ -75,7 +75,7 @@ def fit(
         raise unknown(f"scale of {what}", kind, KINDS)
     if constant not in ("refuse", "centre"):
         raise unknown("answer to a constant channel", constant, ("refuse", "centre"))
-    found = moments((rows[i : i + BLOCK] for i in range(0, len(rows), BLOCK)), names, what)
+    found = moments(_blocks(rows), names, what)
     gain, offset, still = KINDS[kind](found)
     left = list(as_is)
     gain[left], offset[left], still[left] = 1, 0, False
@@ -99,16 +99,15 @@ def fit_spec(
     kinds: Mapping[str, str] | None = None,
     actions: Any = None,
 ) -> Spec:
-    """`spec` with the scale of every low-dim stream and of the action, fitted on these episodes only.
+    """`spec` with the scale of every low-dim stream, of named points and of the action, fitted on these episodes only.
 
     kinds: {stream or "action": kind} where one differs from `obs_kind` and `action_kind`. Images are not fitted. Rotations
     of length 1 (quaternions, 6D) stay as they are, as published. `actions`: the rows that policies learn, where they are not
     the demonstrations' (`datasets.relative`).
     """
     kinds = kinds or {}
-    low_dim = [s for s in spec.obs.streams if s.low_dim]
     for name in kinds:
-        if name not in (known := [*(s.name for s in low_dim), ACTION]):
+        if name not in (known := [*(s.name for s in spec.obs.streams if s.scaled), ACTION]):
             raise unknown("stream to scale", name, known)
     ends = demos.episode_ends
     seen = np.zeros(int(ends[-1]) if len(ends) else 0, bool)
@@ -116,16 +115,37 @@ def fit_spec(
         seen[ends[i - 1] if i else 0 : ends[i]] = True
 
     def fitted(name: str, names: Sequence[str], kind: str, what: str, as_is: Collection[int] = ()) -> Scale:
-        rows = demos.stream(name)[:][seen] if name != ACTION or actions is None else actions
+        rows = _Chosen(demos.stream(name), np.flatnonzero(seen)) if name != ACTION or actions is None else actions
         return fit(kinds.get(name, kind), rows, names, what, constant, as_is, f"+task.scales.{name}=identity")
 
     streams = tuple(
-        replace(s, scale=fitted(s.name, s.names, obs_kind, f"stream {s.name!r}")) if s.low_dim else s
+        replace(s, scale=fitted(s.name, s.names, obs_kind, f"stream {s.name!r}")) if s.scaled else s
         for s in spec.obs.streams
     )
     scale = fitted(ACTION, spec.action.names, action_kind, "the action", unit_channels(spec.action))
     action = replace(spec.action, scale=scale)
     return replace(spec, obs=replace(spec.obs, streams=streams), action=action)
+
+
+class _Chosen:
+    """Some rows of a stream, read as they are asked for: clouds of all frames may not fit in memory."""
+
+    def __init__(self, rows: Rows, chosen: np.ndarray) -> None:
+        self._rows, self._chosen = rows, chosen
+        self.shape = (len(chosen), *rows.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        return self._rows[self._chosen[rows]]
+
+
+def _blocks(rows: Any) -> Iterator[np.ndarray]:
+    """Blocks `[n, d]` of rows `[N, ..., d]`."""
+    step = max(1, BLOCK // max(1, int(np.prod(rows.shape[1:-1]))))
+    for i in range(0, len(rows), step):
+        yield rows[i : i + step].reshape(-1, *rows.shape[-1:]) if len(rows.shape) > 2 else rows[i : i + step]
 
 
 def unit_channels(space: ActionSpace) -> set[int]:
@@ -137,8 +157,8 @@ def unit_channels(space: ActionSpace) -> set[int]:
 
 
 def check(spec: Spec) -> None:
-    """Refuse a spec that has a low-dim stream or an action without a scale."""
-    spaces = [(f"stream {s.name!r}", s.scale) for s in spec.obs.streams if s.low_dim]
+    """Refuse a spec that has an action, or a stream that is scaled, without a scale."""
+    spaces = [(f"stream {s.name!r}", s.scale) for s in spec.obs.streams if s.scaled]
     for what, scale in (*spaces, ("the action", spec.action.scale)):
         if scale is None:
             raise UserError(f"{what} has no scale: fit one on demonstrations with fit_spec, or train again")

@@ -120,7 +120,7 @@ class Windows(torch.utils.data.Dataset):
         cached = cached or {}
         seen = [s for s in spec.obs.streams if s.name not in cached]
         self._obs = _load(demos, seen, ram_gib) | {CACHED + name: x for name, x in cached.items()}
-        self._has_pictures = any(s.kind == "image" for s in seen)
+        self._dear = any(s.dear for s in seen)
 
     def over(self, episodes: Sequence[int] | np.ndarray | None) -> Windows:
         """The windows of other episodes, cut alike. What is in memory is shared."""
@@ -174,8 +174,8 @@ class Windows(torch.utils.data.Dataset):
         return self.__getitems__([i])
 
     def __getitems__(self, items: Sequence[int] | np.ndarray) -> Clip:
-        """The batch of these items: obs {stream: [b k o ...]}, action [b k h d], reset [b k]. With pictures obs has the row of
-        every frame too, as `FRAMES` [b k o], by which those that come twice are known."""
+        """The batch of these items: obs {stream: [b k o ...]}, action [b k h d], reset [b k]. With pictures or clouds obs has the row
+        of every frame too, as `FRAMES` [b k o], by which those that come twice are known."""
         items = np.asarray(items)
         start, begin, last = (
             self.start[items, None, None],
@@ -186,7 +186,7 @@ class Windows(torch.utils.data.Dataset):
         at_obs = np.clip(first + self._obs_steps, begin, last)
         at_action = np.clip(first + self._action_steps, begin, last)
         obs = {name: torch.from_numpy(_take(x, at_obs)) for name, x in self._obs.items()}
-        if self._has_pictures:
+        if self._dear:
             obs[FRAMES] = torch.from_numpy(at_obs)
         reset = self.start[items, None] + self._k_steps - self.stride < -self.pad
         return Clip(obs, torch.from_numpy(_take(self._action, at_action)), torch.from_numpy(reset))

@@ -24,8 +24,8 @@ class Fuse(nn.Module):
     """One encoder a stream, concatenated in the order of `obs_space` (published policies list images first).
 
     `encoders` are makers by stream name or, for all other streams of that kind, by kind: `Fuse(space, state=State)`.
-    Every step is encoded by itself. Low-dim streams are scaled here, images are not.
-    Raises UserError for a stream without encoder, an encoder for no stream or kind, a low-dim stream without scale,
+    Every step is encoded by itself. Low-dim streams and named points are scaled here, images are not.
+    Raises UserError for a stream without encoder, an encoder for no stream or kind, a stream that lacks its scale,
     and observations that lack a stream or have another shape.
     """
 
@@ -41,7 +41,7 @@ class Fuse(nn.Module):
 
     def forward(self, obs: Mapping[str, Tensor], generator: Generator | None = None) -> Float[Tensor, "b o c"]:
         """obs: {stream: [b o ...]} in raw units, images uint8; streams beyond `obs_space` are ignored. Where obs says which
-        frames are one, as `FRAMES` [b o], their images are encoded once; `CACHED` and a stream's name [b o c] is what its frozen
+        frames are one, as `FRAMES` [b o], their images, depths and points are encoded once; `CACHED` and a stream's name [b o c] is what its frozen
         network made of it already."""
         features, frames = [], _once(obs.get(FRAMES))
         for stream, encode in zip(self.obs_space.streams, self._encoders(), strict=True):
@@ -54,12 +54,12 @@ class Fuse(nn.Module):
                     f"observation stream {stream.name!r} comes as {tuple(x.shape)}, which should be [b o ...] of "
                     f"{stream.shape}: use the data or task it was trained on"
                 )
-            if stream.scale is not None and stream.low_dim:
+            if stream.scale is not None and stream.scaled:
                 x = stream.scale.do(x.float())
             flat = rearrange(x, "b o ... -> (b o) ...")
             if cached:
                 feature = encode.head(flat)  # type: ignore[attr-defined]
-            elif frames is None or stream.kind != "image":
+            elif frames is None or not stream.dear:
                 feature = encode(flat, generator)
             else:
                 feature = encode(flat[frames.first], generator)[frames.copy]
@@ -93,7 +93,7 @@ def _once(rows: Int[Tensor, "b o"] | None) -> _Frames | None:
 
 
 def _maker(stream: Stream, encoders: Mapping[str, Callable[[Stream], Any]]) -> Callable[[Stream], Any]:
-    if stream.low_dim and stream.scale is None:
+    if stream.scaled and stream.scale is None:
         raise UserError(f"stream {stream.name!r} has no scale: fit it on the demonstrations, or give Scale.identity")
     maker = encoders.get(stream.name) or encoders.get(stream.kind)
     if maker is None:

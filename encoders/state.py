@@ -10,15 +10,19 @@ from polyarm.spec import Stream
 
 
 class State(nn.Module):
-    """The scaled channels as they are, or through an MLP of these hidden widths, the last of which is the feature width."""
+    """The scaled channels as they are, or through an MLP of these hidden widths, each with a ReLU, and a linear map to
+    `features` (None: the last hidden ones)."""
 
-    def __init__(self, stream: Stream, hidden: Sequence[int] = ()) -> None:
+    def __init__(self, stream: Stream, hidden: Sequence[int] = (), features: int | None = None) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for fan_in, fan_out in pairwise((stream.shape[0], *hidden)):
             layers += [nn.Linear(fan_in, fan_out), nn.ReLU()]
-        self.mlp = nn.Sequential(*layers)
         self.width = hidden[-1] if hidden else stream.shape[0]
+        if features is not None:
+            layers.append(nn.Linear(self.width, features))
+            self.width = features
+        self.mlp = nn.Sequential(*layers)
 
     def forward(self, x: Float[Tensor, "n d"], generator: Generator | None = None) -> Float[Tensor, "n c"]:
         return self.mlp(x)

@@ -20,7 +20,8 @@ class Unet1d(nn.Module):
     """Every residual block is modulated by g = cat(clock embedding, flattened observations); there is no attention.
 
     `clock_dim` is the embedding's width. `groups` are those of every norm but the last block's, which has 8 whatever the others
-    have: so the published code builds it, and so networks trained by it compute what they did. Without observations (`n_obs_steps` or `cond_dim` 0) g is the clock alone.
+    have: so the published code builds it, and so networks trained by it compute what they did. `pairs`: two residual blocks a level;
+    otherwise one, as Simple DP3 (Ze et al. 2024, arXiv 2403.03954) has it. Without observations (`n_obs_steps` or `cond_dim` 0) g is the clock alone.
     Raises UserError for a horizon that cannot be halved once a level but the last, and for widths that groups do not divide.
     """
 
@@ -35,6 +36,7 @@ class Unet1d(nn.Module):
         clock_dim: int,
         kernel_size: int,
         groups: int,
+        pairs: bool = True,
         predict_scale: bool = True,
     ) -> None:
         super().__init__()
@@ -46,11 +48,12 @@ class Unet1d(nn.Module):
         self.clock = nn.Sequential(
             sinusoidal(clock_dim), nn.Linear(clock_dim, 4 * clock_dim), nn.Mish(), nn.Linear(4 * clock_dim, clock_dim)
         )
-        self.enter = Pair(action_dim, top, block)
+        level = partial(Pair, block=block, pair=pairs)
+        self.enter = level(action_dim, top)
         self.shrink = nn.ModuleList(nn.Conv1d(above, above, 3, stride=2, padding=1) for above, _ in steps)
-        self.down = nn.ModuleList(Pair(above, below, block) for above, below in steps)
-        self.middle = Pair(bottom, bottom, block)
-        self.up = nn.ModuleList(Pair(2 * below, above, block) for above, below in reversed(steps))
+        self.down = nn.ModuleList(level(above, below) for above, below in steps)
+        self.middle = level(bottom, bottom)
+        self.up = nn.ModuleList(level(2 * below, above) for above, below in reversed(steps))
         self.grow = nn.ModuleList(
             nn.ConvTranspose1d(above, above, 4, stride=2, padding=1) for above, _ in reversed(steps)
         )
@@ -72,15 +75,16 @@ class Unet1d(nn.Module):
 
 
 class Pair(nn.Module):
-    """Two residual blocks; the first changes the width."""
+    """Two residual blocks, or without `pair` one; the first changes the width."""
 
-    def __init__(self, c_in: int, c_out: int, block: Callable[[int, int], "ResidualBlock"]) -> None:
+    def __init__(self, c_in: int, c_out: int, block: Callable[[int, int], "ResidualBlock"], pair: bool) -> None:
         super().__init__()
         self.first = block(c_in, c_out)
-        self.second = block(c_out, c_out)
+        self.second = block(c_out, c_out) if pair else None
 
     def forward(self, x: Float[Tensor, "b c_in h"], g: Float[Tensor, "b g"]) -> Float[Tensor, "b c_out h"]:
-        return self.second(self.first(x, g), g)
+        y = self.first(x, g)
+        return y if self.second is None else self.second(y, g)
 
 
 class ResidualBlock(nn.Module):

@@ -160,6 +160,7 @@ SIZE = whole(1, 2**16)
 COUNT = whole(1)
 NAMED = any_of(text("a stream's name"), mapping("{channel: stream.channel}"), NULL)
 
+HIDDEN = several(SIZE, "a list of widths, such as [64], or []", 0)
 PART = mapping("a part by its group, such as sampler=euler or body=mlp")
 
 RANGES: dict[str, Rule] = {
@@ -243,6 +244,8 @@ POLICY: dict[str, Rule] = {
     "dropout": DROP, "p_drop_attn": DROP, "p_drop_resid": DROP, "p_drop_emb": DROP,
     "channels": several(SIZE, "a list of widths, such as [32, 32, 32]"), "stride": whole(1, 64),
     "keypoints": SIZE, "features": any_of(SIZE, NULL), "crop": CROP, "short_side": whole(1, 2**16),
+    "widths": several(SIZE, "a list of widths, such as [64, 128, 256]"), "last": any_of(SIZE, NULL), "keep": number(above=0, high=1), "noise_m": number(0),
+    "state.hidden": HIDDEN, "goal.hidden": HIDDEN,
     "n_chunks": whole(1, 10**4), "reset_interval": COUNT, "orthogonal": number(0), "place_std": number(0),
     "gate_bias": any_of(PAIR, NULL), "gate_temperature": number(above=0),
     "goal_steps": whole(0, 10**4), "goals": whole(0, 10**4), "goal_dropout": SHARE, "guidance": number(),

@@ -40,15 +40,19 @@ class Kind(NamedTuple):
     range: tuple[int | float, int | float]
     """The values a stream may hold, both ends included."""
     low_dim: bool = False
-    """One named channel a number, scaled by what demonstrations hold."""
+    """One named channel a number."""
+    scaled: bool = False
+    """Its named channels, which come last, are scaled by what demonstrations hold."""
+    dear: bool = False
+    """Dear to look at, so that a frame which comes twice is encoded once."""
 
 
 KINDS: Mapping[str, Kind] = {
-    "state": Kind("float32", (-inf, inf), low_dim=True),
-    "goal": Kind("float32", (-inf, inf), low_dim=True),
-    "image": Kind("uint8", (0, 255)),
-    "depth": Kind("float32", (0, inf)),
-    "points": Kind("float32", (-inf, inf)),
+    "state": Kind("float32", (-inf, inf), low_dim=True, scaled=True),
+    "goal": Kind("float32", (-inf, inf), low_dim=True, scaled=True),
+    "image": Kind("uint8", (0, 255), dear=True),
+    "depth": Kind("float32", (0, inf), dear=True),
+    "points": Kind("float32", (-inf, inf), scaled=True, dear=True),
     "text": Kind("uint8", (0, 255)),
 }
 """The kinds of streams there are. A new one is a line here."""
@@ -56,7 +60,7 @@ KINDS: Mapping[str, Kind] = {
 
 FRAMES = "frames.row"
 """What training knows a frame by, beside the streams of an observation: int64 [b k o], its row in the demonstrations. Frames of
-one row are one picture, so encoders need to look at it once."""
+one row are one picture or cloud, so encoders need to look at it once."""
 CACHED = "cached."
 """Before a stream's name: what a frozen network makes of it, in place of its pixels."""
 
@@ -144,7 +148,8 @@ def _torch_constants(scale: Scale, device: torch.device, dtype: torch.dtype) -> 
 
 @dataclass(frozen=True)
 class Stream:
-    """One named observation. `shape` is one time step's; low-dim streams are `(width,)` with one name a channel.
+    """One named observation. `shape` is one time step's; low-dim streams are `(width,)` with one name a channel, points
+    `(n, channels)` with x y z first and, where they are to be scaled, one name a channel.
 
     Images are `(height, width, 3)` uint8. `scale` is set once demonstrations were seen; images are never fitted.
     """
@@ -164,10 +169,23 @@ class Stream:
             raise UserError(
                 f"stream {self.name!r} is {self.shape[0]} wide with {len(self.names)} channel names: name every channel"
             )
+        if self.kind == "points" and self.names and len(self.names) != self.shape[-1]:
+            raise UserError(
+                f"points {self.name!r} have {self.shape[-1]} channels and {len(self.names)} channel names: name every channel"
+            )
 
     @property
     def low_dim(self) -> bool:
         return KINDS[self.kind].low_dim
+
+    @property
+    def scaled(self) -> bool:
+        """Whether its channels are scaled by what demonstrations hold: low-dim ones, and points whose channels are named."""
+        return KINDS[self.kind].scaled and bool(self.names)
+
+    @property
+    def dear(self) -> bool:
+        return KINDS[self.kind].dear
 
     @property
     def dtype(self) -> Literal["float32", "uint8"]:
@@ -253,7 +271,7 @@ def require_obs(want: ObsSpace, got: ObsSpace, wanter: str, giver: str) -> None:
                 "choose the task it was trained on, or train on these streams"
             )
         other = got[stream.name]
-        if stream.low_dim:
+        if stream.scaled:
             _require_channels(f"observation stream {stream.name!r}", stream.names, other.names, wanter, giver)
         for what, a, b in (
             ("kind", stream.kind, other.kind),

@@ -10,6 +10,8 @@ from typing import Any
 from polyarm.spec import KINDS, ActionSpace, ObsSpace, Spec, Stream, UserError
 
 UNKNOWN = ("", "?", "-", "unknown", "none", "null", "nan", "n/a", "na", "tbd", "todo", "unit", "units", "arbitrary", "a.u.")  # fmt: skip
+CHANNELS, UNITS = ("x", "y", "z", "red", "green", "blue"), ("m", "m", "m", "1", "1", "1")
+"""Of points."""
 TAKEN = ("action", "time_s", "success")
 """What an episode holds beside its streams."""
 
@@ -19,7 +21,7 @@ def numbers(name: str, units: Any, kind: str = "state", frame: str = "") -> Stre
     names, said = _channels(f"stream {name!r}", units)
     if kind in KINDS and not KINDS[kind].low_dim:
         raise UserError(
-            f"stream {name!r} is said to be numbers of kind {kind}: give image(...) for pictures, Stream(...) for another"
+            f"stream {name!r} is said to be numbers of kind {kind}: give image(...) for pictures, points(...) for clouds, Stream(...) for another"
         )
     return Stream(name, kind, (len(names),), names, said, frame)
 
@@ -27,6 +29,13 @@ def numbers(name: str, units: Any, kind: str = "state", frame: str = "") -> Stre
 def image(name: str, height: Any, width: Any) -> Stream:
     """Pictures, uint8 `[t, height, width, 3]`, RGB from 0 to 255."""
     return Stream(name, "image", _size(name, (height, width, 3)))
+
+
+def points(name: str, n: Any, colours: bool = False, frame: str = "") -> Stream:
+    """Clouds of n points, float32 `[t, n, 3]`, x y z in m of `frame`; with `colours` `[t, n, 6]`, then red green blue from 0 to 1.
+    `polyarm.cloud.cloud` makes them of depth."""
+    width = 6 if colours else 3
+    return Stream(name, "points", _cloud(name, (n, width)), CHANNELS[:width], UNITS[:width], frame)
 
 
 def actions(units: Any, rate_hz: Any, **more: Any) -> ActionSpace:
@@ -39,7 +48,9 @@ def spec_of(streams: Any, action: Any, rate_hz: Any, hint: str = "") -> Spec:
     """The spec of what was said; what is missing or cannot be is a `UserError`. `action`: {channel: unit}, or `actions(...)`.
     `hint`: for who gives no rate."""
     if not isinstance(streams, Sequence) or not streams or not all(isinstance(s, Stream) for s in streams):
-        raise UserError("streams says nothing of some stream: give a list of numbers(...) and image(...), one a stream")
+        raise UserError(
+            "streams says nothing of some stream: give a list of numbers(...), image(...) and points(...), one a stream"
+        )
     names = [s.name for s in streams]
     for name in names:
         if not re.fullmatch(r"\w[\w-]*", name):
@@ -51,6 +62,8 @@ def spec_of(streams: Any, action: Any, rate_hz: Any, hint: str = "") -> Spec:
     for stream in streams:
         if stream.kind == "image":
             _size(stream.name, stream.shape)
+        if stream.kind == "points":
+            _cloud(stream.name, stream.shape)
         if stream.low_dim:
             _channels(f"stream {stream.name!r}", dict(zip(stream.names, stream.units, strict=False)), stream.shape[0])
     if isinstance(action, ActionSpace):
@@ -69,6 +82,16 @@ def _size(name: str, shape: Sequence[Any]) -> tuple[int, ...]:
     if not whole or len(shape) != 3 or shape[2] != 3:
         raise UserError(
             f"image {name!r} is said to be {list(shape)}: give its height and width in pixels, as in image({name!r}, 96, 128)"
+        )
+    return tuple(int(n) for n in shape)
+
+
+def _cloud(name: str, shape: Sequence[Any]) -> tuple[int, ...]:
+    """`shape` if it is a cloud's."""
+    whole = all(isinstance(n, Integral) and not isinstance(n, bool) and int(n) > 0 for n in shape)
+    if not whole or len(shape) != 2 or shape[1] < 3:
+        raise UserError(
+            f"points {name!r} are said to be {list(shape)}: give how many there are, as in points({name!r}, 512)"
         )
     return tuple(int(n) for n in shape)
 
