@@ -89,9 +89,10 @@ class AdaLN(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
-        nn.init.zeros_(self.modulation[1].weight)
-        nn.init.zeros_(self.modulation[1].bias)
+        linear = nn.Linear(width, 2 * width)
+        nn.init.zeros_(linear.weight)
+        nn.init.zeros_(linear.bias)
+        self.modulation = nn.Sequential(nn.SiLU(), linear)
 
     def forward(self, x: Float[Tensor, "b t c"], signal: Float[Tensor, "b c"] | None) -> Float[Tensor, "b t c"]:
         if signal is None:

@@ -1,15 +1,19 @@
 """3D Diffuser Actor's and 3D FlowMatch Actor's denoisers against their released code (snapshots 4faf00b and 30bcf1a): numbers
 are what it answers for the same weights, which legacy numpy draws, or were computed from its formulas."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from polyarm.encoders.pyramid import Pyramid
 from polyarm.policies.nets.actor import ActorHead, Scene, farthest, sparsest
 from polyarm.policies.nets.clock import sinusoidal
 from polyarm.policies.nets.rotary import Turn, turn_at, turned
-from polyarm.spec import UserError
+from polyarm.policies.nets.scene import SceneEncoder
+from polyarm.spec import ObsSpace, Stream, UserError
 
 DIFFUSER = {
     "cross_layers": 2, "shared_layers": 4, "branch_layers": 2, "dropout": 0.0, "words_dropout": 0.1, "words": True,
@@ -120,6 +124,52 @@ def test_the_head_has_the_published_parameters(settings, width, published):
     head = ActorHead(6, 1, 3, width=width, heads=8, **settings)
     never_asked = 2 * 4 * width * width + 5 * width + 2 * width
     assert count(head) + never_asked == published
+
+
+class Rn50(nn.Module):
+    """The channels of CLIP's RN50, without it: it is frozen and not counted."""
+
+    channels = (64, 256, 512, 1024, 2048)
+
+
+class Clip(nn.Module):
+    token_width = 512
+
+
+def encoder(width, heads, history, words_layers):
+    space = ObsSpace(
+        (Stream("rgb", "image", (256, 256, 3)), Stream("xyz", "points", (256, 256, 3)), Stream("task", "text", (53,))),
+        10.0,
+    )
+    return SceneEncoder(
+        space, history, cameras=None, image=partial(Pyramid, trunk=Rn50, stride=8), text=lambda stream: Clip(), width=width,
+        heads=heads, words_layers=words_layers, gripper_layers=3, dropout=0.0, words_dropout=0.1, choose=farthest, thin=5,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "width", "history", "words_layers", "published"),
+    [
+        (DIFFUSER, 120, 3, 2, 3_584_290),
+        (CALVIN, 192, 3, 2, 9_751_498),
+        (CALVIN, 192, 1, 2, 9_677_386),
+        (DIFFUSER, 192, 3, 2, 8_637_898),
+        (FLOWMATCH, 120, 6, 3, 3_925_570),
+        (FLOWMATCH, 120, 3, 2, 3_707_650),
+        (FLOWMATCH, 144, 3, 2, 5_174_938),
+    ],
+)
+def test_encoder_and_head_have_the_published_parameters(settings, width, history, words_layers, published):
+    """3,584,290, 9,751,498 and 3,925,570 among them: ours, and what the released code makes and no gradient reaches: levels
+    of the pyramid that are not looked at; published, an embedding of a goal and the map behind the instruction; in the
+    successor, a map and embeddings for cameras without depth, and embeddings of two hands."""
+    c, levels = width, 64 + 256
+    never = levels * c + 2 * c + 4 * (9 * c * c + c)
+    never += 1024 * c + c + 4 * c if settings is FLOWMATCH else c + 8 * c * c + 7 * c
+    ours = count(encoder(width, 8, history, words_layers)) + count(
+        ActorHead(6, 1, history, width=width, heads=8, **settings)
+    )
+    assert ours + never == published
 
 
 def test_the_noise_level_changes_nothing_until_trained():
