@@ -36,13 +36,18 @@ class Instruction(nn.Module):
         layer = nn.TransformerEncoderLayer(width, heads, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True)
         self.body = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
         self.head = nn.Linear(width, features)
-        self.width = features
+        self.width, self.token_width = features, width
 
     def forward(self, x: UInt8[Tensor, "n t"], generator: Generator | None = None) -> Float[Tensor, "n c"]:
+        return self.tokens(x).pooled
+
+    def tokens(self, x: UInt8[Tensor, "n t"]) -> Tokens:
+        """One a byte, behind the one that is put in front."""
         texts, which = x.unique(dim=0, return_inverse=True)
         tokens = torch.cat((self.places[:1].expand(len(texts), 1, -1), self.bytes(texts.long()) + self.places[1:]), 1)
         empty = nn.functional.pad(texts == 0, (1, 0), value=False)
-        return self.head(self.body(tokens, src_key_padding_mask=empty)[:, 0])[which]
+        each = self.body(tokens, src_key_padding_mask=empty)
+        return Tokens(each.masked_fill(empty[..., None], 0)[which], ~empty[which], self.head(each[:, 0])[which])
 
 
 class Tokens(NamedTuple):
@@ -73,11 +78,11 @@ class PretrainedText(nn.Module):
         # in a tuple, so that it is neither trained, averaged, saved nor moved
         self._model = (_text_model(name, download),)
         self._kept: dict[str, tuple[Tensor, Tensor]] = {}
-        pooled = self._ask("")[1]
+        each, pooled = self._ask("")
         self.register_buffer("probe", pooled.clone())
         self._checked = False
         self.head = nn.Linear(len(pooled), features)
-        self.width = features
+        self.width, self.token_width = features, each.shape[-1]
 
     def forward(self, x: UInt8[Tensor, "n t"], generator: Generator | None = None) -> Float[Tensor, "n c"]:
         texts, which = x.unique(dim=0, return_inverse=True)

@@ -53,6 +53,19 @@ def angle_of(cumprod: Tensor) -> Tensor:
     return torch.atan2((1 - cumprod).sqrt(), cumprod.sqrt())
 
 
+def beside(phi: Tensor, schedule: Schedule, other: Schedule) -> Tensor:
+    """The angle of `other` at the step at which `schedule` has `phi`, so that two kinds of channels walk their own schedules
+    together; between steps, and from the first one down to the clean chunk, in proportion."""
+    if schedule.steps != other.steps:
+        raise UserError(
+            f"noise schedules of {schedule.steps} and of {other.steps} steps side by side: give both the same number"
+        )
+    here, there = (torch.cat((s.angles.new_zeros(1), s.angles)).to(phi.device) for s in (schedule, other))
+    upper = torch.searchsorted(here, phi.to(here).contiguous()).clamp(1, len(here) - 1)
+    share = ((phi - here[upper - 1]) / (here[upper] - here[upper - 1])).clamp(0, 1)
+    return torch.lerp(there[upper - 1], there[upper], share).to(phi)
+
+
 def ddpm(schedule: Schedule) -> Tensor:
     """Every training step once (Ho et al., 2020)."""
     return _to_clean(schedule.angles.flip(0))
