@@ -263,7 +263,7 @@ def test_what_the_user_trusts_works_and_no_more(run, tmp_path, canary, capsys, o
     """Mutation: let a trusted module's imports pass; import what is not trusted to say that it is blocked."""
     theirs = given(run, tmp_path, put("policy._target_", f"{own}.Mine"), canary)
     assert main(["eval", str(theirs), *PLAY]) == 2
-    assert f"give --trust {own}" in capsys.readouterr().err and own not in sys.modules
+    assert f"or --trust {own} with" in capsys.readouterr().err and own not in sys.modules
     assert main(["eval", str(theirs), *PLAY, "--trust", own]) == 0
     assert main(["eval", str(run), str(theirs), *PLAY, "--trust", own]) == 0
     shutil.rmtree(theirs)
