@@ -94,6 +94,8 @@ def _missing(task: DictConfig, error: Exception) -> UserError:
         variable = _variable(task.name)
         how = "put them there" if task.env_id else "make them of your arrays with polyarm.datasets.arrays"
         hint = f"set ${variable} to where they are" if variable else how
+        if task.get("source"):
+            hint = f"have them from {task.source}, and {hint}"
     return UserError(
         f"the demonstrations {path} do not exist: {_near(path)}{hint}, or name others with task.demos.path=..."
     )

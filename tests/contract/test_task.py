@@ -133,11 +133,12 @@ def test_a_replay_buffer_of_either_format_trains(tmp_path, zarr_format):
     [("pusht_state", "POLYARM_PUSHT"), ("pusht_image", "POLYARM_PUSHT"), ("kitchen", "POLYARM_KITCHEN")],
 )
 def test_where_demonstrations_are_missing_the_remedy_exists(name, variable, tmp_path, monkeypatch):
-    """The variable that is named is the one that is heard."""
+    """Where they can be had, and a variable that is heard."""
     monkeypatch.setenv(variable, f"{tmp_path}/none.zarr")
     with pytest.raises(UserError) as e:
         open_demos(compose([f"task={name}"]).task)
-    assert f"{tmp_path}/none.zarr do not exist: set ${variable} to where they are" in str(e.value)
+    assert f"{tmp_path}/none.zarr do not exist: have them from " in str(e.value)
+    assert f"and set ${variable} to where they are" in str(e.value)
 
 
 def test_the_command_that_makes_them_is_the_one_for_this_path(tmp_path):
