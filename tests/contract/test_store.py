@@ -11,6 +11,7 @@ import pytest
 import torch
 import zarr
 
+from polyarm.datasets.chunks import ChunkRows
 from polyarm.datasets.demos import Demos
 from polyarm.datasets.disk import Disk
 from polyarm.datasets.info import info
@@ -457,3 +458,16 @@ def test_a_new_kind_of_stream_is_one_line(monkeypatch, tmp_path):
     assert (clip.obs["skin"].dtype, clip.obs["grip"].dtype) == (torch.uint8, torch.float32)
     with pytest.raises(UserError, match="unknown kind of stream 'skin' 'tuoch': did you mean 'touch'"):
         Stream("skin", "tuoch", (4, 5))
+
+
+def test_opening_decodes_no_pictures_and_a_row_one_chunk(two, path, monkeypatch):
+    """Mutation: read a stream's rows where the store is opened."""
+    decoded, chunk = [], ChunkRows._chunk
+    monkeypatch.setattr(
+        ChunkRows, "_chunk", lambda self, i: (decoded.append(str(self._file(i).relative_to(path))), chunk(self, i))[1]
+    )
+    store = Store.open(path)
+    assert decoded and all(name.startswith("meta/") for name in decoded)
+    decoded.clear()
+    assert store.stream("top")[np.array([1])].shape == (1, 8, 6, 3)
+    assert decoded == ["data/top/c/0/0/0/0"]

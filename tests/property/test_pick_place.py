@@ -273,9 +273,11 @@ def test_the_front_camera_goes_round_the_workspace_and_keeps_it_in_the_middle(an
     assert b.xpos[2] == pytest.approx(a.xpos[2])
     heading = np.arctan2(*(b.xpos - middle)[1::-1])
     assert heading == pytest.approx(turn)
-    ray = b.xmat.reshape(3, 3).T @ (middle - b.xpos)  # x to the right, y up, z backwards
-    assert ray[0] == pytest.approx(0, abs=1e-6)
-    assert ray[2] < 0
+    # x to the right, y up, z backwards: the middle stays where it was seen
+    rays = [c.xmat.reshape(3, 3).T @ (middle - c.xpos) for c in (a, b)]
+    np.testing.assert_allclose(rays[1], rays[0], atol=1e-6)
+    assert rays[1][0] == pytest.approx(0, abs=1e-6)
+    assert rays[1][2] < 0
 
 
 def test_the_table_is_painted_for_both_cameras():

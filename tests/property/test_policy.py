@@ -243,6 +243,7 @@ def test_noise_samples_are_so_many_losses_of_each_window_seen_once():
             return (action[:, 0, 0] * rows.flatten(1)[:, 0]).mean()
 
     clip = a_clip([[True, False, False], [True, False, True]])
+    clip.action = clip.action * torch.tensor([1.0, 3.0]).view(2, 1, 1, 1)
     want, state = clip_losses(Counted(), clip, generator(), noise_samples=4)
     assert seen == [2, 2, 2]
     single = type(

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from polyarm.bench.plan import compose_task
 from polyarm.collect import collect_task
+from polyarm.eval.place import written
 from polyarm.progress import Bar
 
 WARM = 5
@@ -42,8 +43,9 @@ def speeds(config: DictConfig, entries: dict[str, Any], tasks: dict[str, Any], o
                 rows.append(
                     {"task": task, "name": name, "settings": what["settings"], **found, "machine": machine(device)}
                 )
+                with written(out / "results.json") as work:
+                    work.write_text(json.dumps({"rows": rows}, indent=1))
                 bar.at(len(rows), name)
-    (out / "results.json").write_text(json.dumps(rows, indent=1))
     (out / "table.md").write_text(table(rows))
     print(f"{table(rows)}\n{out / 'table.md'}", file=sys.stderr)
     return {"rows": rows}
