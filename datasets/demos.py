@@ -46,7 +46,8 @@ class Demos(Protocol):
 def checked(what: str, x: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """`x` as `[t, *shape]` of `dtype`. Raises `UserError` unless the shape is that and every number is finite.
 
-    Integers and wider floats become float32; images and texts must be uint8 already, since 0..1 and 0..255 look alike.
+    Integers and wider floats become float32; images and texts must be uint8 already, since 0..1 and 0..255 look alike, and depth
+    uint16, since metres and millimetres do.
     """
     x = np.asarray(x)
     if x.ndim == 0 or x.shape[1:] != shape:
@@ -54,6 +55,10 @@ def checked(what: str, x: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.nd
         raise UserError(f"{what} has shape {x.shape}: the spec wants [{want}], give that or correct the spec")
     if dtype == np.uint8 and x.dtype != np.uint8:
         raise UserError(f"{what} is {x.dtype}: an image is uint8, 0 to 255, and so is a text's row; convert it first")
+    if dtype == np.uint16 and x.dtype != np.uint16:
+        raise UserError(
+            f"{what} is {x.dtype}: depth is uint16 millimetres, 0 where nothing was measured, and so is a map of objects; convert it first"
+        )
     if x.dtype.kind not in "fiub":
         raise UserError(f"{what} is {x.dtype}: give numbers")
     with np.errstate(over="ignore"):  # what does not fit float32 is inf, and refused as such

@@ -33,10 +33,13 @@ SCHEMA = 1
 ActionKind = Literal["trajectory", "keypose"]
 
 
+Dtype = Literal["float32", "uint8", "uint16"]
+
+
 class Kind(NamedTuple):
     """What every value of a stream of one kind is."""
 
-    dtype: Literal["float32", "uint8"]
+    dtype: Dtype
     range: tuple[int | float, int | float]
     """The values a stream may hold, both ends included."""
     low_dim: bool = False
@@ -51,7 +54,9 @@ KINDS: Mapping[str, Kind] = {
     "state": Kind("float32", (-inf, inf), low_dim=True, scaled=True),
     "goal": Kind("float32", (-inf, inf), low_dim=True, scaled=True),
     "image": Kind("uint8", (0, 255), dear=True),
-    "depth": Kind("float32", (0, inf), dear=True),
+    "depth": Kind("uint16", (0, 65535), dear=True),  # mm along the camera's axis, 0 where nothing was measured
+    "camera": Kind("float32", (-inf, inf)),  # fx fy cx cy, px, then base_from_camera row by row, m (see polyarm.cloud)
+    "segmentation": Kind("uint16", (0, 65535)),  # the number of the object that a pixel shows
     "points": Kind("float32", (-inf, inf), scaled=True, dear=True),
     "text": Kind("uint8", (0, 255)),
 }
@@ -188,7 +193,7 @@ class Stream:
         return KINDS[self.kind].dear
 
     @property
-    def dtype(self) -> Literal["float32", "uint8"]:
+    def dtype(self) -> Dtype:
         return KINDS[self.kind].dtype
 
     @property
