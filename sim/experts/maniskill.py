@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -25,12 +25,14 @@ class Phase(NamedTuple):
     goal: Callable[[Any], np.ndarray]
     """base_from_tip to go to."""
     opening_m: float
-    done: Callable[[Any], bool]
+    done: Callable[[Any], bool | np.bool_]
     holds: str = ""
     """An object that must be in hand; once lost, start again."""
     stride_m: float = STRIDE_M
     firm: bool = False
-    """What the arm gives way by is added to what it is told."""
+    """What the arm gives way by, across the line of the task, is added to what it is told."""
+    patience: int = 10_000
+    """Steps after which the phase before is tried again."""
 
 
 class Expert:
@@ -62,14 +64,21 @@ class Expert:
         here, goal = self.world.tip, phase.goal(self)
         error = apart(here, goal)
         way, spin = goal[:3, 3] - here[:3, 3], error[3:]
-        self.given_way = np.clip(self.given_way + 0.3 * way, -0.01, 0.01) if phase.firm else np.zeros(3)
+        across = way - self.line * (self.line @ way)
+        self.given_way = np.clip(self.given_way + 0.2 * across, -0.01, 0.01) if phase.firm else np.zeros(3)
         way = way * min(1.0, phase.stride_m / max(float(np.linalg.norm(way)), 1e-9)) + self.given_way
         spin = spin * min(1.0, STRIDE_RAD / max(float(np.linalg.norm(spin)), 1e-9))
         quat = convert(here[:3, :3] @ convert(spin, "rotvec", "matrix"), "matrix", "quat_wxyz")
-        return np.float32([*(here[:3, 3] + way), *quat, phase.opening_m])
+        return np.array([*(here[:3, 3] + way), *quat, phase.opening_m], np.float32)
+
+    line = np.zeros(3)
+    """The direction in which something is pushed in, of length 1; zeros for a task without."""
 
     def _advance(self) -> None:
         holds = self.phases[self.at].holds
+        if self.since > self.phases[self.at].patience:
+            self.at, self.since = self.at - 1, 0
+            return
         if holds and self.away(holds) > self.reach + self.lost_m:
             self.reset()
         for _ in self.phases:
@@ -111,7 +120,7 @@ class Expert:
         return goal @ np.linalg.inv(self.world.pose(name)) @ self.world.tip
 
 
-def down(xyz: np.ndarray, yaw: float) -> Float[np.ndarray, "4 4"]:
+def down(xyz: np.ndarray | Sequence[float], yaw: float) -> Float[np.ndarray, "4 4"]:
     cos, sin, pose = np.cos(yaw), np.sin(yaw), np.eye(4)
     pose[:3, :3] = [[cos, sin, 0], [sin, -cos, 0], [0, 0, -1]]
     pose[:3, 3] = xyz
@@ -233,6 +242,10 @@ class PegInsertion(Expert):
     # fmt: on
 
     @property
+    def line(self) -> np.ndarray:  # type: ignore[override]
+        return self.world.pose("goal_pose")[:3, 0]
+
+    @property
     def length(self) -> float:
         return self.world.sizes("peg_size")[0]
 
@@ -253,23 +266,40 @@ class PegInsertion(Expert):
 
 
 class PlugCharger(Expert):
-    """Takes the charger by its base, brings its pins before the holes, and pushes them in."""
+    """Takes the charger by its base with the hand leaning away from the receptacle, brings the pins before the holes, pushes them in."""
 
     task = "PlugCharger-v1"
+    lean_rad = 0.26
     # fmt: off
     phases = (
         Phase("hover",   lambda s: s.base(0.06), OPEN_M,   lambda s: s.near(s.base(0.06), 0.015, 0.1)),
         Phase("descend", lambda s: s.base(0.0),  OPEN_M,   lambda s: s.near(s.base(0.0), 0.004, 0.05)),
         Phase("close",   lambda s: s.base(0.0),  CLOSED_M, lambda s: s.opening < 0.0165 and s.since > 3),
-        Phase("lift",    lambda s: s.to(s.world.tip[:3, 3] + [0, 0, 0.06]), CLOSED_M, lambda s: s.xyz("charger")[2] > 0.07, holds="charger"),
+        Phase("lift",    lambda s: s.bring("charger", s.raised()), CLOSED_M, lambda s: s.xyz("charger")[2] > 0.07, holds="charger"),
         Phase("aim",     lambda s: s.bring("charger", s.before(0.05)), CLOSED_M, lambda s: s.in_line(0.05, 0.004, 0.05), holds="charger"),
-        Phase("align",   lambda s: s.bring("charger", s.before(0.02)), CLOSED_M, lambda s: s.in_line(0.02, 0.0004, 0.01) and s.since > 3, holds="charger", firm=True),
-        Phase("insert",  lambda s: s.bring("charger", s.before(-0.003)), CLOSED_M, lambda s: False, holds="charger", stride_m=0.015, firm=True),
+        Phase("align",   lambda s: s.bring("charger", s.before(0.022)), CLOSED_M, lambda s: s.in_line(0.022, 0.0003, 0.008) and s.since > 3, holds="charger", firm=True),
+        Phase("insert",  lambda s: s.bring("charger", s.before(s.gap - 0.006)), CLOSED_M, lambda s: False, holds="charger", firm=True, patience=25),
     )
     # fmt: on
 
+    @property
+    def line(self) -> np.ndarray:  # type: ignore[override]
+        return self.world.pose("goal_pose")[:3, 0]
+
+    @property
+    def gap(self) -> float:
+        return float(self.line @ (self.xyz("goal_pose") - self.xyz("charger")))
+
     def base(self, height_m: float) -> np.ndarray:
-        return along(self.over("charger", height_m, fold=1), -0.02)
+        pose, lean = along(self.over("charger", 0.0, fold=1), -0.02), np.eye(4)
+        cos, sin = np.cos(self.lean_rad), np.sin(self.lean_rad)
+        lean[:3, :3] = [[cos, 0, sin], [0, 1, 0], [-sin, 0, cos]]
+        return along(pose @ lean, 0.0, -height_m)
+
+    def raised(self) -> Float[np.ndarray, "4 4"]:
+        pose = self.world.pose("charger")
+        pose[2, 3] = 0.10
+        return pose
 
     def before(self, gap_m: float) -> Float[np.ndarray, "4 4"]:
         return along(self.world.pose("goal_pose"), -gap_m)

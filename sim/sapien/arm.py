@@ -11,11 +11,10 @@ ITERATIONS, DAMPING, MOST_RAD = 8, 1e-3, 0.6
 
 
 class Arm:
-    """The chain of `agent` up to `link`, its tip. `turns` [6]: how much each part of an error counts, the three of the position (m)
-    and of the rotation (rad), both in the tip's axes; an arm of five joints gives up one. SAPIEN's own pinocchio is asked for by
-    name: another one in the environment would give other digits."""
+    """The chain of `agent` up to `link`, its tip. SAPIEN's own pinocchio is asked for by name: another one in the environment would
+    give other digits."""
 
-    def __init__(self, agent: Any, link: str, counts: tuple[float, ...] = (1, 1, 1, 1, 1, 1)) -> None:
+    def __init__(self, agent: Any, link: str) -> None:
         from sapien.pysapien_pinocchio import PinocchioModel
         from sapien.wrapper.urdf_exporter import export_kinematic_chain_urdf
 
@@ -25,7 +24,6 @@ class Arm:
         self.model.set_joint_order([f"joint_{j.child_link.index}" for j in robot.active_joints])
         self.model.set_link_order([f"link_{part.index}" for part in robot.links])
         self._tip = agent.robot.links_map[link]._objs[0].index
-        self._counts = np.asarray(counts, np.float64)
         self.limits = np.asarray(robot.get_qlimits(), np.float64)[: self.n]
 
     def pose(self, qpos: Float[np.ndarray, "q"]) -> Float[np.ndarray, "4 4"]:
@@ -33,14 +31,18 @@ class Arm:
         self.model.compute_forward_kinematics(qpos)
         return self.model.get_link_pose(self._tip).to_transformation_matrix()
 
-    def solve(self, goal: Float[np.ndarray, "4 4"], qpos: Float[np.ndarray, "q"]) -> Float[np.ndarray, "n"]:
-        """Arm joints (rad) that bring the tip to `goal`, base_from_tip, or near it, looked for from `qpos` on."""
+    def solve(
+        self, goal: Float[np.ndarray, "4 4"], qpos: Float[np.ndarray, "q"], turn: float = 1.0
+    ) -> Float[np.ndarray, "n"]:
+        """Arm joints (rad) that bring the tip to `goal`, base_from_tip, or near it, looked for from `qpos` on. A radian counts
+        `turn` metres: an arm of five joints gives up one of six."""
+        counts = np.array([1, 1, 1, turn, turn, turn])
         q = np.array(qpos, np.float64)
         for _ in range(ITERATIONS):
-            error = self._counts * apart(self.pose(q), goal)
+            error = counts * apart(self.pose(q), goal)
             if np.abs(error).max() < 1e-5:
                 break
-            jac = self.model.compute_single_link_local_jacobian(q, self._tip)[:, : self.n] * self._counts[:, None]
+            jac = self.model.compute_single_link_local_jacobian(q, self._tip)[:, : self.n] * counts[:, None]
             step = jac.T @ np.linalg.solve(jac @ jac.T + DAMPING * np.eye(6), error)
             q[: self.n] = np.clip(q[: self.n] + np.clip(step, -MOST_RAD, MOST_RAD), *self.limits.T)
         return q[: self.n]

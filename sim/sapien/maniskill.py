@@ -66,7 +66,9 @@ class ManiSkill(gym.Env):
         versions = {"sapien": version("sapien"), "mani-skill": version("mani-skill"), "env": f"{task} {VERSION}"}
         self._spec = Spec(obs, self.robot.action, versions)
         self.observation_space = observation_space(obs)
-        self.action_space = spaces.Box(np.float32(self.robot.low), np.float32(self.robot.high), dtype=np.float32)
+        self.action_space = spaces.Box(
+            *(np.array(x, np.float32) for x in (self.robot.low, self.robot.high)), dtype=np.float32
+        )
 
     @property
     def world_spec(self) -> Spec:
@@ -171,7 +173,7 @@ class ManiSkill(gym.Env):
         camera_from_world[:3] = params["extrinsic_cv"][0].cpu().numpy()
         base_from_world = _rigid_inverse(_matrix(self._env.agent.robot.pose))
         base_from_camera = base_from_world @ _rigid_inverse(camera_from_world)
-        return np.float32([k[0, 0], k[1, 1], k[0, 2], k[1, 2], *base_from_camera[:3].ravel()])
+        return np.array([k[0, 0], k[1, 1], k[0, 2], k[1, 2], *base_from_camera[:3].ravel()], np.float32)
 
 
 def _robot(named: str, cameras: Sequence[str]) -> str:
@@ -188,10 +190,11 @@ def _make(world: ManiSkill, robot: str, fov_deg: float, orbit_deg: float, render
     prepare()
     size = {"width": world.image_size[1], "height": world.image_size[0]}
     front = {**size, "fov": math.radians(fov_deg), "pose": _orbit(world.task.eye, world.task.look, orbit_deg)}
+    named: dict[str, Any] = {} if robot == "so100" else {"robot_uids": robot}  # PickCubeSO100 names its own
     sensors = {CAMERAS[c]: front if c == "front" else size for c in world.cameras}
     return gym.make(
         world.task.id, obs_mode="+".join(world.see) if world.cameras else "state", control_mode="pd_joint_pos",
-        **({} if world.task.id.startswith("PickCubeSO100") else {"robot_uids": robot}), reward_mode="none", num_envs=1, render_mode="rgb_array", render_backend=device(),
+        **named, reward_mode="none", num_envs=1, render_mode="rgb_array", render_backend=device(),
         sensor_configs=sensors,
         human_render_camera_configs={"width": int(render_size[1]), "height": int(render_size[0])},
     ).unwrapped  # fmt: skip

@@ -66,7 +66,7 @@ class SO100:
 
     @cached_property
     def arm(self) -> Arm:
-        return Arm(self.agent, "Fixed_Jaw_tip", counts=(1, 1, 1, 0.1, 0.1, 0.1))
+        return Arm(self.agent, "Fixed_Jaw_tip")
 
     def told(self, action: Float[np.ndarray, "6"], qpos: Float[np.ndarray, "6"]) -> Float[np.ndarray, "6"]:
         return action
@@ -78,4 +78,4 @@ class SO100:
         return self.agent.tcp_pose
 
 
-ROBOTS = {"panda": Panda, "panda_wristcam": Panda, "so100": SO100}
+ROBOTS: dict[str, type[Panda | SO100]] = {"panda": Panda, "panda_wristcam": Panda, "so100": SO100}
