@@ -193,7 +193,7 @@ def demonstrations(task: DictConfig) -> tuple[Mapping[str, Any] | None, str]:
     from polyarm.datasets.info import info
 
     try:
-        return info(open_demos(task)), ""
+        return info(open_demos(task, derived=False)), ""
     except Exception as error:  # noqa: BLE001  the report does without
         return None, _why(error)
 
