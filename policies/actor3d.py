@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from polyarm.encoders.fuse import Fuse
 from polyarm.policies.generate import forms
 from polyarm.policies.generate.angle import Schedule, beside, wide
 from polyarm.policies.generate.sample import Sampler
@@ -81,6 +82,10 @@ class ActorPolicy(Plain, nn.Module):
             self.turn_form = replace(form, schedule=rotation_schedule)
         grid = sampler.angles
         self.sampler = sampler if grid.ndim == 2 else replace(sampler, angles=self._spread(grid))
+        if getattr(encoder, "func", encoder) is Fuse:
+            raise UserError(
+                "policy.encoder makes one vector of what is seen, and ActorPolicy looks at tokens of a scene: give encoder=scene"
+            )
         self.encoder = encoder(obs_space, history=n_obs_steps)
         self.body = body(
             rotation=len(self.rotation), opening=len(self.opening), history=n_obs_steps,

@@ -26,7 +26,7 @@ class SceneEncoder(nn.Module):
     def __init__(
         self,
         obs_space: ObsSpace,
-        history: int,
+        history: int = 0,
         *,
         cameras: Mapping[str, str] | None,
         image: Callable[..., nn.Module],
@@ -41,6 +41,10 @@ class SceneEncoder(nn.Module):
         thin: int,
     ) -> None:
         super().__init__()
+        if not history:
+            raise UserError(
+                "a scene's tokens are looked at by policy=actor3d alone: give another encoder, such as encoder=small"
+            )
         self.cameras = _cameras(obs_space, cameras)
         self.width, self.choose, self.thin = width, choose, thin
         self.image = image(obs_space[next(iter(self.cameras))], width=width)

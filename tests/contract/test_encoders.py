@@ -21,6 +21,9 @@ STREAMS = (
     Stream("task", "text", (12,)),
 )
 SPEC = Spec(ObsSpace(STREAMS, 10.0), ActionSpace(("a", "b"), ("rad", "rad"), "joint", 10.0, scale=Scale.identity(2)))
+FUSED = [e for e in options("encoder") if compose([f"encoder={e}"]).policy.encoder._target_.endswith(".Fuse")]
+"""Those that make one vector of what is seen; policies that look at tokens of a scene bring their own."""
+POLICIES = [p for p in options("policy") if compose([f"policy={p}"]).policy.encoder._target_.endswith(".Fuse")]
 SMALL = {
     "timm": ["policy.encoder.image.name=test_resnet"],
     "seed_image": ["policy.encoder.image.short_side=32"],
@@ -77,8 +80,8 @@ def observed(policy, b=2):
     }
 
 
-@pytest.mark.parametrize("encoder", options("encoder"))
-@pytest.mark.parametrize("policy", options("policy"))
+@pytest.mark.parametrize("encoder", FUSED)
+@pytest.mark.parametrize("policy", POLICIES)
 def test_every_policy_trains_with_every_encoder(request, policy, encoder):
     """Two steps, since a body's last layer may start at 0: then every stream's own encoder has moved, or has no parameters."""
     policy = built(request, policy, encoder).train()
@@ -102,7 +105,7 @@ def test_every_policy_trains_with_every_encoder(request, policy, encoder):
         assert not new or any(not torch.equal(a, b) for a, b in zip(old, new, strict=True)), stream.name
 
 
-@pytest.mark.parametrize("name", options("policy"))
+@pytest.mark.parametrize("name", POLICIES)
 def test_a_chunk_is_one_pass_of_the_encoder(request, name):
     """However many denoising steps it takes, and whatever is asked of the chunk afterwards."""
     policy = built(request, name, "scratch").eval()
