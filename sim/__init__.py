@@ -10,3 +10,4 @@ register("polyarm/PickPlace-v0", entry_point="polyarm.sim.mujoco.pick_place:Pick
 register("polyarm/PushT-v0", entry_point="polyarm.sim.external.pusht:PushT", disable_env_checker=True)
 register("polyarm/Recall-v0", entry_point="polyarm.sim.mujoco.recall:Recall", disable_env_checker=True)
 register("polyarm/Kitchen-v0", entry_point="polyarm.sim.external.kitchen:Kitchen", disable_env_checker=True)
+register("polyarm/ManiSkill-v0", entry_point="polyarm.sim.sapien.maniskill:ManiSkill", disable_env_checker=True)

@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from polyarm.rotation import convert
 from polyarm.sim.world import build_world, find, require_shown, spec_of, without_success
 from polyarm.spec import Spec, UserError
 
@@ -63,6 +64,10 @@ def _require_success(world: gym.Env, name: str) -> None:
 
 
 def _still(world: gym.Env) -> np.ndarray:
-    """The action nearest to zero."""
-    low, high = world.action_space.low, world.action_space.high  # type: ignore[attr-defined]
-    return np.clip(np.zeros_like(low), low, high)
+    """The action nearest to zero, whose rotations turn nothing."""
+    box: Any = world.action_space
+    action, space = np.zeros_like(box.low), world.get_wrapper_attr("world_spec").action
+    none = convert(np.eye(3), "matrix", space.rotation) if space.rotations else np.empty(0)
+    for first in space.rotations:
+        action[first : first + len(none)] = none
+    return np.clip(action, box.low, box.high)
