@@ -7,14 +7,15 @@ import mimetypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from polyarm.config import OFFLINE
-from polyarm.eval import charts
+from polyarm.eval import charts, turning
+from polyarm.eval.page import script, write_page
+from polyarm.eval.scene import Scene
 from polyarm.eval.score import seeds_said
 from polyarm.eval.seen import Seen
 from polyarm.eval.training_charts import column, training
@@ -34,32 +35,26 @@ def write_report(
     config_yaml: str | None = None,
     offline: Mapping[str, Any] | None = None,
     views: Sequence[Seen] = (),
+    scenes: Sequence[Scene] = (),
     absent: Mapping[str, str] | None = None,
 ) -> None:
     """Write the report of an evaluation; makes the folder.
 
     `result`: what `polyarm eval` writes to result.json; `log`: rows of the run's log.jsonl; `data_card`: what
     `datasets.info.info` says of the demonstrations; `clips`: (mp4 or picture, caption); `offline`: charts of an action error
-    (`eval.offline_charts`); `views`: what a policy of images saw; `absent`: of the parts "training" and "data" that should be
-    there, why they are not. Other parts that are missing are left out. Everything is inlined; text is escaped.
+    (`eval.offline_charts`); `views`: what a policy of images saw; `scenes`: what cameras measured, to be turned; `absent`: of
+    the parts "training" and "data" that should be there, why they are not. Other parts that are missing are left out. Everything is
+    inlined; text is escaped.
     """
-    from jinja2 import Environment, StrictUndefined
-
-    env = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    env.filters.update(short=charts.short, duration=duration, size=size)
-    page = env.from_string(files("polyarm.eval").joinpath("report.html").read_text(encoding="utf-8")).render(
+    write_page(
+        path, "report.html", {"short": charts.short, "duration": duration, "size": size},
         title=title, r=result, head=headline(result), episodes=episodes(result), latency=latency(result),
         energy=energy(energies),
         training=training(log or (), result["measure"], result.get("checkpoint")), card=data_card,
         clips=[embed(*c) for c in clips], config=config_yaml, picture=charts, offline=offline, absent=absent or {},
         views=[view(v) for v in views], several=len({v.policy for v in views}) > 1, date=date(result),
-        terms=terms(result),
+        terms=terms(result), scenes=[turning.view(s) for s in scenes], script=script("scene.js"),
     )  # fmt: skip
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    work = path.with_name(path.name + ".partial")
-    work.write_text(page, encoding="utf-8")
-    work.replace(path)
 
 
 @dataclass(frozen=True)

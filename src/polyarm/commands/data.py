@@ -12,7 +12,7 @@ from polyarm.spec import UserError, unknown
 
 FOLDER = "mine"
 """Where `data new` writes unless told otherwise; docs/new_policy.md has its yaml there too."""
-MOST = {"info": 1, "new": 2}
+MOST = {"info": 1, "show": 2, "new": 2}
 """How many paths each takes."""
 
 
@@ -25,7 +25,7 @@ def run(words: Words) -> Any:
             f"polyarm data {what} needs a demonstration store (zarr) as its first word: polyarm data {what} PATH"
         )
     if len(paths) > MOST[what]:
-        takes = "one path" if MOST[what] == 1 else "a store and a folder"
+        takes = {"info": "one path", "show": "a store and a file", "new": "a store and a folder"}[what]
         raise UserError(f"polyarm data {what} takes {takes}, not also {paths[MOST[what]]!r}: leave it out")
     with waiting("loading zarr", "zarr"):
         from polyarm.datasets import skeleton
@@ -34,6 +34,8 @@ def run(words: Words) -> Any:
 
     if what == "info":
         return info(open_path(Path(paths[0])))
+    if what == "show":
+        return look(Path(paths[0]), Path(paths[1]) if len(paths) > 1 else None)
     folder = Path(paths[1] if len(paths) > 1 else FOLDER)
     file = skeleton.write(Path(paths[0]), folder)
     return {
@@ -43,7 +45,23 @@ def run(words: Words) -> Any:
     }
 
 
+def look(store: Path, page: Path | None) -> dict[str, str]:
+    """Write the view in three dimensions of a store's first episode."""
+    from polyarm.datasets.store import open_path
+    from polyarm.eval.scene import scene
+    from polyarm.eval.turning import write_look
+
+    page = page or Path(f"{store.absolute().stem}.html")
+    if page.suffix != ".html":
+        raise UserError(f"the page to write is {page}: give a name that ends in .html")
+    write_look(page, store.name, scene(open_path(store)))
+    return {"page": str(page)}
+
+
 def show(found: Any) -> None:
+    if "page" in found:
+        say(f"page:    {found['page']}")
+        return
     if "file" in found:
         say(f"task:    {found['file']}\nnext:    {found['next']}")
         return
@@ -55,11 +73,12 @@ def show(found: Any) -> None:
 COMMAND = Command(
     run,
     "Look at demonstrations, or begin a task for them",
-    "data info PATH [--json] | data new STORE [FOLDER]",
+    "data info PATH [--json] | data show STORE [FILE.html] | data new STORE [FOLDER]",
     "info: episodes, rows, channels with their ranges, and what is odd about them.\n"
+    "show: a page that turns the points of depth cameras, where they stand, and the gripper's path (FILE: the store's name).\n"
     f"new: FOLDER/task/NAME.yaml (FOLDER: {FOLDER}) with a store's streams, channels and units, for `polyarm train --configs FOLDER\n"
     "     task=NAME`; what policies see, how it is scaled and how much is held out is changed there. Nothing is written over.",
     order=60,
-    takes=Takes(place="info or new, and a path", settings=False),
+    takes=Takes(place="info, show or new, and a path", settings=False),
     show=show,
 )
