@@ -66,9 +66,8 @@ class ManiSkill(gym.Env):
         versions = {"sapien": version("sapien"), "mani-skill": version("mani-skill"), "env": f"{task} {VERSION}"}
         self._spec = Spec(obs, self.robot.action, versions)
         self.observation_space = observation_space(obs)
-        self.action_space = spaces.Box(
-            *(np.array(x, np.float32) for x in (self.robot.low, self.robot.high)), dtype=np.float32
-        )
+        low, high = (np.array(ends, np.float32) for ends in (self.robot.low, self.robot.high))
+        self.action_space = spaces.Box(low, high, dtype=np.float32)
 
     @property
     def world_spec(self) -> Spec:
