@@ -88,7 +88,14 @@ def scene(demos: Demos, episode: int = 0, box: Box | None = None) -> Scene:
         tip = tips[row - begin] if len(tips) else None
         moments.append(moment(f"{name} row", obs, space, tip))
     thinned = tips[np.linspace(0, len(tips) - 1, min(STEPS, len(tips))).round().astype(int)]
-    return Scene(f"episode {episode}, rows 0 to {end - begin - 1}", tuple(moments), thinned, box)
+    return Scene(f"demonstrations: episode {episode}, rows 0 to {end - begin - 1}", tuple(moments), thinned, box)
+
+
+def observed(title: str, obs: Mapping[str, np.ndarray], space: ObsSpace, box: Box | None = None) -> Scene:
+    """One observation alone, {stream: [...]}."""
+    axes = next((_axes(s.names, s.units) for s in space.streams if s.name == "tip"), [])
+    tip = np.asarray(obs["tip"], np.float64)[axes] if axes else None
+    return Scene(title, (moment("first observation", obs, space, tip),), np.empty((0, 3)), box)
 
 
 KINDS = ("image", "depth", "camera", "points")
@@ -150,7 +157,17 @@ def _tips(demos: Demos, begin: int, end: int) -> Float[np.ndarray, "t 3"]:
     spec = demos.spec
     said = [("tip", s.names, s.units) for s in spec.obs.streams if s.name == "tip"]
     for name, names, units in (*said, (ACTION, spec.action.names, spec.action.units)):
-        at = [names.index(axis) for axis in "xyz" if axis in names]
-        if len(at) == 3 and all(units[i : i + 1] == ("m",) for i in at):
+        if at := _axes(names, units):
             return np.asarray(demos.stream(name)[begin:end], np.float64)[:, at]
     return np.empty((0, 3))
+
+
+def _axes(names: Sequence[str], units: Sequence[str]) -> list[int]:
+    """The channels x y z, if they are there in m."""
+    at = [
+        i
+        for axis in "xyz"
+        for i, (name, unit) in enumerate(zip(names, units, strict=False))
+        if (name, unit) == (axis, "m")
+    ]
+    return at if len(at) == 3 else []

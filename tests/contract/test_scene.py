@@ -9,10 +9,12 @@ import hashlib
 import json
 import re
 import subprocess
+from inspect import unwrap
 from shutil import which
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
 from polyarm.cli import main
 from polyarm.cloud import lift, project
@@ -20,12 +22,16 @@ from polyarm.datasets.arrays import write_store
 from polyarm.datasets.store import Store, open_store
 from polyarm.eval.page import text
 from polyarm.eval.report import write_report
+from polyarm.eval.run import demonstrations, look, workspace
 from polyarm.eval.scene import POINTS, has_scene, moment, scene
 from polyarm.eval.turning import nice, view, write_look
 from polyarm.spec import ObsSpace, Stream, UserError
 from polyarm.streams import points
 from tests import rgbd
 from tests.contract.test_report import HOSTILE, Page, result
+from tests.contract.test_seen import Nested, Whole
+
+OPEN = "polyarm.datasets.store.open_store"
 
 
 @pytest.fixture(scope="module")
@@ -214,3 +220,54 @@ def test_cells_of_the_grid_are_round_numbers():
 def test_worlds_without_depth_have_no_view():
     assert not has_scene(ObsSpace((Stream("front", "image", (4, 4, 3)),), 10.0))
     assert has_scene(ObsSpace((Stream("front_depth", "depth", (4, 4)),), 10.0))
+
+
+class Shown:
+    """Worlds of one observation."""
+
+    num_envs, replays = 1, True
+
+    def __init__(self, demos, **changed):
+        self.world_spec = demos.spec
+        self.obs = {s.name: demos.read(s.name)[:1] for s in demos.spec.obs.streams} | changed
+
+    def reset(self, *, seed, options):
+        return self.obs, {}
+
+    def step(self, actions): ...
+
+
+def test_a_report_takes_the_demonstrations_and_what_the_world_shows(tmp_path, store):
+    """With the workspace of the cloud that the task sees. What cannot be shown is a note, and the rest is there."""
+    box = {"low": [0.4, -0.25, 0.004], "high": [0.85, 0.25, 0.45]}
+    other = {"low": [0, 0, 0], "high": [1, 1, 1]}
+    task = OmegaConf.create(
+        {"derive": {"other": other, "map": {"camera": "front"}, "cloud": box}, "streams": ["map", "cloud"]}
+    )
+    assert workspace(task) == (box["low"], box["high"])
+    assert workspace(OmegaConf.create({"streams": None, "derive": {"cloud": box}})) is None
+    assert workspace(OmegaConf.create({"streams": ["tip"]})) is None
+
+    demos, notes = open_store(store), []
+    shows_worlds = unwrap(look)  # types unchecked: Shown is a stand-in
+    seeing = Nested(demos.spec.obs.pick(["front"]), front=Whole)
+    views, (live,) = shows_worlds(seeing, Shown(demos), 7, workspace(task), notes)
+    assert (
+        [v.stream for v in views] == ["front"]
+        and notes == []
+        and live.title.startswith("seed 7")
+        and live.box == workspace(task)
+    )
+    (stored,) = demonstrations(OmegaConf.create({"demos": {"_target_": OPEN, "path": str(store)}}), notes)[1]
+    for a, b in zip(stored.moments[0].cameras, live.moments[0].cameras, strict=True):
+        assert np.array_equal(a.points.xyz, b.points.xyz), "stored depth and live depth give the same points"
+    assert np.array_equal(stored.moments[0].tip, live.moments[0].tip)
+    write_report(tmp_path / "r.html", title="t", result=result(), scenes=[stored, live])
+    corners = [json.loads(e["data-scene"])["box"] for e in Page(tmp_path / "r.html").all("canvas")]
+    assert corners == [None, [box["low"], box["high"]]]
+
+    none = Shown(demos, front_camera=np.zeros((1, 16), "f4"))
+    assert shows_worlds(seeing, none, 7, None, notes)[1] == [] and "camera" in notes[0] and len(notes) == 1
+    bad = rgbd.write(tmp_path / "bad.zarr", said=lambda pose: pose * 0, t=1)
+    card, scenes, gone = demonstrations(OmegaConf.create({"demos": {"_target_": OPEN, "path": str(bad)}}), notes)
+    assert card["episodes"] == 1 and scenes == [] and gone == "" and "no view of the demonstrations" in notes[1]
