@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from itertools import count
+from math import prod
 from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from polyarm.datasets.demos import ACTION, Demos, Rows
+from polyarm.datasets.derived import MadeRows
 from polyarm.spec import CACHED, FRAMES, Clip, Spec, Stream, UserError
 
 
@@ -304,15 +306,22 @@ def _take(x: Rows, rows: np.ndarray) -> np.ndarray:
 def _load(demos: Demos, streams: Sequence[Stream], ram_gib: float) -> dict[str, Rows]:
     """Low-dim streams in memory; the others too if together they fit."""
     big = {s.name: demos.stream(s.name) for s in streams if not s.low_dim}
-    fits = sum(np.prod(x.shape, dtype=np.float64) * x.dtype.itemsize for x in big.values()) <= ram_gib * 2**30
+    fits = sum(_nbytes(x) for x in big.values()) <= ram_gib * 2**30
     return {
         s.name: _in_memory(demos.stream(s.name), np.dtype(s.dtype)) if s.low_dim or fits else big[s.name]
         for s in streams
     }
 
 
-def _in_memory(rows: Rows, dtype: np.dtype, block: int = 1024) -> np.ndarray:
-    """All rows; block by block, since the file may hold images as floats four times their size."""
+def _nbytes(rows: Rows) -> int:
+    return rows.nbytes if isinstance(rows, MadeRows) else prod(rows.shape) * rows.dtype.itemsize
+
+
+def _in_memory(rows: Rows, dtype: np.dtype, block: int = 1024) -> Rows:
+    """All rows; block by block, since the file may hold images as floats four times their size. Of those that are made, what they
+    are made of."""
+    if isinstance(rows, MadeRows):
+        return rows.in_memory()
     out = np.empty(rows.shape, dtype)
     for i in range(0, len(rows), block):
         out[i : i + block] = rows[i : i + block]

@@ -44,7 +44,7 @@ def replayed(
     with Bar("film", sum(p.outcome.steps for p in played)) as bar:
         done = 0
         for p in played:
-            world = make_world(config.task.env_id, world_kwargs(config.task))
+            world = make_world(config.task.env_id, world_kwargs(config.task, derived=False))
             try:
                 world.reset(seed=p.outcome.seed)
                 frames, won = [world.render()], False

@@ -216,13 +216,13 @@ def demonstrations(task: DictConfig, notes: list[str]) -> tuple[Mapping[str, Any
     from polyarm.datasets.info import info
 
     try:
-        demos = open_demos(task)
+        demos = open_demos(task, derived=False)
         card = info(demos)
     except Exception as error:  # noqa: BLE001  the report does without
         return None, [], _why(error)
     if not has_scene(demos.spec.obs):
         return card, [], ""
-    stored = attempt("view of the demonstrations", lambda: [scene(demos, box=workspace(task))], notes)
+    stored = attempt("view of the demonstrations", lambda: [scene(open_demos(task), box=workspace(task))], notes)
     return card, stored or [], ""
 
 

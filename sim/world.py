@@ -12,6 +12,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
+from polyarm.derive import RESERVED
 from polyarm.spec import ObsSpace, Spec, UserError, unknown
 
 
@@ -136,7 +137,23 @@ def make_world(env_id: Any, kwargs: Mapping[str, Any]) -> Any:
 
 
 def build_world(spec: EnvSpec, kwargs: Mapping[str, Any]) -> Any:
-    """The world of a registration. What it cannot be built with is a `UserError`, for want of a package `Missing`."""
+    """The world of a registration. What it cannot be built with is a `UserError`, for want of a package `Missing`. `derive` among
+    `kwargs`, {stream: polyarm.derive.Derivation}, is what it shows beside what it shows itself."""
+    kwargs = dict(kwargs)
+    made = kwargs.pop(RESERVED, None)
+    world = _built(spec, kwargs)
+    if not made:
+        return world
+    from polyarm.sim.derived import Derived
+
+    try:
+        return Derived(world, made, spec.id)
+    except BaseException:
+        world.close()
+        raise
+
+
+def _built(spec: EnvSpec, kwargs: Mapping[str, Any]) -> Any:
     _require_kwargs(spec, kwargs)
     try:
         return gym.make(spec, **kwargs)
@@ -174,7 +191,7 @@ def _require_kwargs(spec: EnvSpec, kwargs: Mapping[str, Any]) -> None:
 
 def spec_of(world: Any, name: str) -> Spec:
     """What the numbers of a world mean. Raises `UserError` for one that does not say, or whose spaces are of other numbers."""
-    spec = getattr(world.unwrapped, "world_spec", None)
+    spec = world.get_wrapper_attr("world_spec") if world.has_wrapper_attr("world_spec") else None
     if not isinstance(spec, Spec):
         raise UserError(
             f"{name} has no world_spec, so nobody knows what its numbers mean: give it one (sim.world.World), or say what they are "

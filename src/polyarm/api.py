@@ -217,7 +217,7 @@ def _array(value: Any, stream: Stream, what: str, policy: str) -> np.ndarray:
         )
     with np.errstate(over="ignore"):  # what does not fit float32 is inf, and refused as such
         x = x.astype(stream.dtype, copy=False)
-    if not np.isfinite(x).all():
+    if not (np.isfinite(x) | (stream.gaps & np.isnan(x))).all():
         raise UserError(f"{what} holds {x[~np.isfinite(x)][0]}: give finite numbers, check the sensor")
     return x
 

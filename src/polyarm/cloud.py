@@ -1,26 +1,27 @@
-"""Depth and calibration to points, cropped to a workspace and thinned to a number. Numpy only: worlds, drivers, data and the
-report make their clouds by the same lines, so that stored depth and live depth give the same points.
+"""Depth and calibration to points, cropped to a workspace and thinned to a number, as streams of points. Numpy only: worlds,
+drivers, data and the report make their clouds by the same lines, so that stored depth and live depth give the same points.
 
-A camera is its intrinsics K `[3 3]`, pixels, and `camera_from_world` `[3 4]` or `[4 4]`, m: a point p is seen at K (R p + t), whose
-last number is its depth. The centre of the pixel in column u and row v lies at (u + 1/2, v + 1/2), as renderers count; to cx and cy
-of a calibration that counts from the first pixel's centre, as OpenCV's, add 1/2.
+What a camera is stands in `polyarm.camera`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from polyarm.spec import UserError, unknown
+from polyarm.camera import from_row, lift, metres, project
+from polyarm.spec import ObsSpace, Stream, UserError
+from polyarm.streams import points as points_stream
 
-UNITS = ("mm", "m")
-REACH_M = 0.02, 20.0
-"""Nine tenths of what an arm's camera sees lie beyond the first, one tenth nearer than the second, or the unit is another."""
-SKEW = 1e-3
-"""By how much a rotation's products may differ from those of a rotation (float16 calibrations do by 5e-4)."""
+__all__ = ["Cloud", "PointMap", "View", "cloud", "crop", "farthest", "lift", "metres", "project", "thin"]
+
+SPLITS = 5
+"""Of the tree by which fpsample leaves points out."""
 
 
 class View(NamedTuple):
@@ -33,11 +34,114 @@ class View(NamedTuple):
     rgb: Any = None
 
 
+@dataclass(frozen=True)
+class Cloud:
+    """A stream of `points` points that these cameras see between the corners `low` and `high` of the workspace, m of the cameras'
+    frame; with `colours` of their pictures. Camera c shows `c_depth`, `c_camera` and the picture `c`."""
+
+    cameras: Any
+    low: Any
+    high: Any
+    points: Any
+    colours: Any = False
+    held: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        names = self.cameras
+        if (
+            isinstance(names, str)
+            or not names
+            or not all(isinstance(c, str) for c in names)
+            or len({*names}) < len(names)
+        ):
+            raise UserError(f"cameras={names} of a cloud: give a list of different cameras, such as [front]")
+        if not isinstance(self.colours, bool):
+            raise UserError(f"colours={self.colours} of a cloud: give true or false")
+        low, high = _box(self.low, self.high)
+        for name, value in (("cameras", tuple(names)), ("low", tuple(low.tolist())), ("high", tuple(high.tolist()))):
+            object.__setattr__(self, name, value)
+
+    def needs(self) -> tuple[str, ...]:
+        """The streams that it is made of."""
+        parts = ("_depth", "_camera", "") if self.colours else ("_depth", "_camera")
+        return tuple(f"{c}{part}" for c in self.cameras for part in parts)
+
+    def stream(self, name: str, obs: ObsSpace) -> Stream:
+        """What it is called `name`; raises UserError where `obs` does not show what it needs."""
+        frames = {_require_camera(name, c, obs, self.colours).frame for c in self.cameras}
+        if len(frames) > 1:
+            raise UserError(
+                f"stream {name!r} is made of cameras in frames {', '.join(sorted(frames))}: give all of a cloud in one frame"
+            )
+        made_of = f"{', '.join(self.cameras)} within {self.low} to {self.high} m"
+        stream = points_stream(name, self.points, self.colours, frames.pop())
+        return Stream(name, stream.kind, stream.shape, stream.names, stream.units, stream.frame, made_of=made_of)
+
+    def make(self, obs: Mapping[str, np.ndarray]) -> Float[np.ndarray, "n c"]:
+        """The points of one time step."""
+        views = [
+            View(
+                obs[f"{c}_depth"], "mm", *from_row(obs[f"{c}_camera"], f"{c}_camera"), obs[c] if self.colours else None
+            )
+            for c in self.cameras
+        ]
+        return cloud(views, self.low, self.high, self.points)
+
+
+@dataclass(frozen=True)
+class PointMap:
+    """A stream with a point for each pixel of a camera, `[h w 3]`, m of its frame; nan where depth is not known. It is as large as
+    twice its pictures and depth, so it is made each time that it is read."""
+
+    camera: Any
+    held: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.camera, str) or not self.camera:
+            raise UserError(f"camera={self.camera} of a point map: give the name of one camera, such as front")
+
+    def needs(self) -> tuple[str, ...]:
+        """The streams that it is made of."""
+        return f"{self.camera}_depth", f"{self.camera}_camera"
+
+    def stream(self, name: str, obs: ObsSpace) -> Stream:
+        """What it is called `name`; raises UserError where `obs` does not show what it needs."""
+        frame = _require_camera(name, self.camera, obs).frame
+        shape = (*obs[f"{self.camera}_depth"].shape, 3)
+        return Stream(name, "points", shape, (), ("m",) * 3, frame, made_of=self.camera)
+
+    def make(self, obs: Mapping[str, np.ndarray]) -> Float[np.ndarray, "h w 3"]:
+        """The points of one time step."""
+        depth, row = (obs[name] for name in self.needs())
+        if not depth.any():
+            raise _nothing(depth.size)
+        return lift(depth, "mm", *from_row(row, f"{self.camera}_camera"))
+
+
+def _require_camera(name: str, camera: str, obs: ObsSpace, colours: bool = False) -> Stream:
+    """The calibration's stream of a camera that `obs` has with depth and, if asked for, a picture of the same pixels."""
+    kinds = {f"{camera}_depth": "depth", f"{camera}_camera": "camera"} | ({camera: "image"} if colours else {})
+    for part, kind in kinds.items():
+        if part not in obs.names:
+            raise UserError(
+                f"stream {name!r} is made of camera {camera!r}, and its {kind} {part!r} is not there, only {', '.join(obs.names)}: "
+                f"record it, or name another camera in task.derive.{name}"
+            )
+        if obs[part].kind != kind:
+            raise UserError(f"stream {name!r} takes {part!r} for {kind}, it is {obs[part].kind}: rename one of them")
+    depth = obs[f"{camera}_depth"].shape
+    if colours and obs[camera].shape[:2] != depth:
+        raise UserError(
+            f"stream {name!r} has colours of {camera!r}, {obs[camera].shape}, and depth {depth}: record both with the same pixels"
+        )
+    return obs[f"{camera}_camera"]
+
+
 def cloud(
-    views: Sequence[View], low: Any, high: Any, n: int, start: int | np.random.Generator = 0
+    views: Sequence[View], low: Any, high: Any, n: int, start: int | np.random.Generator | None = None
 ) -> Float[np.ndarray, "n c"]:
     """n points of all cameras within the workspace from `low` to `high` (m), float32: x y z and, where pictures are given, red
-    green blue from 0 to 1. `farthest` chooses; where there are too few points they repeat."""
+    green blue from 0 to 1. `thin` chooses; where there are too few points they repeat."""
     if not views:
         raise UserError("a cloud of no cameras: give at least one View")
     if len({v.rgb is None for v in views}) > 1:
@@ -58,74 +162,13 @@ def _pixels(view: View) -> np.ndarray:
     return np.concatenate([xyz, rgb.astype(np.float32) / 255], -1)
 
 
-def lift(depth: Any, unit: str, intrinsics: Any, camera_from_world: Any) -> Float[np.ndarray, "h w 3"]:
-    """Every pixel's point in the world, m; nan where its depth is not known. float64 if the depth is, float32 otherwise."""
-    z = metres(depth, unit)
-    inverse, (rotation, shift) = np.linalg.inv(_intrinsics(intrinsics)), _extrinsics(camera_from_world)
-    u, v = (np.arange(size) + 0.5 for size in z.shape[::-1])
-    ray = np.stack(np.broadcast_arrays(u[None], v[:, None], 1.0), -1) @ inverse.T  # in the camera, depth 1
-    to_world = (ray @ rotation).astype(z.dtype)  # the rotation's inverse, from the right
-    return to_world * z[..., None] - (shift @ rotation).astype(z.dtype)
-
-
-def project(
-    points: Float[np.ndarray, "*p 3"], intrinsics: Any, camera_from_world: Any
-) -> tuple[Float[np.ndarray, "*p 2"], Float[np.ndarray, "*p"]]:
-    """(where a camera sees points: column and row in pixels; their depth, m, negative behind the camera)."""
-    rotation, shift = _extrinsics(camera_from_world)
-    seen = (points @ rotation.T + shift) @ _intrinsics(intrinsics).T
-    return seen[..., :2] / seen[..., 2:], seen[..., 2]
-
-
-def metres(depth: Any, unit: str) -> Float[np.ndarray, "h w"]:
-    """Depth in metres, nan where it is 0 or not finite. Whole numbers are millimetres and floats are metres, and `unit` has to
-    say so; a range that only the other unit has is refused."""
-    if unit not in UNITS:
-        raise unknown("unit of depth", unit, UNITS)
-    x = np.asarray(depth)
-    if x.ndim != 2 or not x.size:
-        raise UserError(f"a depth map has shape {x.shape}: give (height, width), one number a pixel")
-    if unit == "mm" and x.dtype != np.uint16:
-        raise UserError(
-            f"depth is {x.dtype} and said to be millimetres, which are uint16: say 'm' if it is metres, or round it to np.uint16"
-        )
-    if unit == "m" and x.dtype.kind != "f":
-        raise UserError(f"depth is {x.dtype} and said to be metres, which are floats: say 'mm' if it is millimetres")
-    if unit == "mm":
-        z = x.astype(np.float32) / 1000
-    else:
-        z = x if x.dtype == np.float64 else x.astype(np.float32)
-    known = np.isfinite(z) & (z != 0)
-    if (low := z[known].min(initial=0)) < 0:
-        raise UserError(
-            f"depth goes down to {low:.3g} m: it counts forward along the camera's axis, so give -depth if the axis is turned"
-        )
-    if known.any():
-        near, far = np.quantile(z[known], (0.1, 0.9))
-        if near > REACH_M[1]:
-            raise UserError(
-                f"nine tenths of the depth lie beyond {near:.4g} m: it is millimetres; give depth.round().astype(np.uint16) and 'mm'"
-                if unit == "m"
-                else f"nine tenths of the depth lie beyond {near:.4g} m: it is finer than millimetres; convert it to those"
-            )
-        if far < REACH_M[0]:
-            raise UserError(
-                f"nine tenths of the depth lie nearer than {far * 1000:.3g} mm: say its true unit, metres as floats or millimetres as uint16"
-            )
-    return np.where(known, z, z.dtype.type(np.nan))
-
-
 def crop(points: Float[np.ndarray, "p c"], low: Any, high: Any) -> Float[np.ndarray, "q c"]:
     """The points whose x y z lie within the box, faces included; what is not known is left out. Raises UserError for no point."""
-    low, high = _corner("low", low), _corner("high", high)
-    if not (low < high).all():
-        raise UserError(
-            f"a workspace from {_shown(low)} to {_shown(high)} m is empty: give low below high on each axis"
-        )
+    low, high = _box(low, high)
     xyz = points[:, :3]
     known = xyz[np.isfinite(xyz).all(1)]
     if not len(known):
-        raise UserError(f"none of the {len(points)} points is known: depth is 0 or nan everywhere, so check the camera")
+        raise _nothing(len(points))
     inside = points[((xyz >= low) & (xyz <= high)).all(1)]
     if not len(inside):
         raise UserError(
@@ -135,11 +178,37 @@ def crop(points: Float[np.ndarray, "p c"], low: Any, high: Any) -> Float[np.ndar
     return inside
 
 
-def thin(points: Float[np.ndarray, "p c"], n: int, start: int | np.random.Generator = 0) -> Float[np.ndarray, "n c"]:
-    """n of the points by `farthest` of their x y z, colours beside them; all of them, repeated, where there are fewer."""
+def thin(
+    points: Float[np.ndarray, "p c"], n: int, start: int | np.random.Generator | None = None
+) -> Float[np.ndarray, "n c"]:
+    """n of the points, the `farthest` of their x y z, colours beside them; all of them, repeated, where there are fewer. `start`
+    None: begun from the lowest corner of the box that holds them, which is none of them."""
     if 0 < len(points) <= n:
         return points[np.resize(np.arange(len(points)), n)]
-    return points[farthest(points[:, :3], n, start)]
+    return points[_from_corner(points[:, :3], n) if start is None else farthest(points[:, :3], n, start)]
+
+
+def _from_corner(xyz: Float[np.ndarray, "p 3"], n: int) -> Int[np.ndarray, "n"]:
+    """By fpsample (Han et al., 2023: the same points by a tree that leaves most of them out) where that is; where several points
+    are equally far, as on a regular grid, it may take another of them. The corner stays first in its tree, being least in all
+    coordinates, and is where it begins."""
+    if not len(xyz) or not np.isfinite(xyz).all():
+        return farthest(xyz, n)  # says so
+    begun = np.concatenate([xyz.min(0)[None], xyz])
+    if n >= 1 and (fast := _fpsample()) is not None:
+        chosen = fast(begun.astype(np.float32), n + 1, h=min(SPLITS, int(np.log2(len(begun)))), start_idx=0)
+        if chosen[0] == 0:
+            return chosen[1:].astype(np.int64) - 1
+    return farthest(begun, n + 1)[1:] - 1
+
+
+@cache
+def _fpsample() -> Any:
+    try:
+        from fpsample import bucket_fps_kdline_sampling
+    except ImportError:
+        return None
+    return bucket_fps_kdline_sampling
 
 
 def farthest(points: Float[np.ndarray, "p c"], n: int, start: int | np.random.Generator = 0) -> Int[np.ndarray, "n"]:
@@ -168,42 +237,27 @@ def farthest(points: Float[np.ndarray, "p c"], n: int, start: int | np.random.Ge
     return chosen
 
 
-def _intrinsics(k: Any) -> Float[np.ndarray, "3 3"]:
-    form = "give [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in pixels"
-    if k is None:
-        raise UserError(f"a depth map comes without intrinsics, so its points cannot be known: {form}")
-    k = np.asarray(k, np.float64)
-    if k.shape != (3, 3) or not np.isfinite(k).all():
-        raise UserError(f"intrinsics have shape {k.shape} or numbers that are not finite: {form}")
-    if not (k[0, 0] > 0 and k[1, 1] > 0) or k[1, 0] or (k[2] != (0, 0, 1)).any():
-        raise UserError(f"intrinsics are {k.tolist()}: {form}, both focal lengths above 0")
-    return k
+def _nothing(n: int) -> UserError:
+    return UserError(f"none of the {n} points is known: depth is 0 or nan everywhere, so check the camera")
 
 
-def _extrinsics(pose: Any) -> tuple[Float[np.ndarray, "3 3"], Float[np.ndarray, "3"]]:
-    form = "give camera_from_world, [R | t] with a rotation R and t in m"
-    if pose is None:
-        raise UserError(f"a depth map comes without extrinsics, so its points cannot be known: {form}")
-    pose = np.asarray(pose, np.float64)
-    if pose.shape not in ((3, 4), (4, 4)) or not np.isfinite(pose).all():
-        raise UserError(f"extrinsics have shape {pose.shape} or numbers that are not finite: {form}")
-    if len(pose) == 4 and (pose[3] != (0, 0, 0, 1)).any():
-        raise UserError(f"the last row of the extrinsics is {_shown(pose[3])}, which is no pose's: {form}")
-    r = pose[:3, :3]
-    if (det := np.linalg.det(r)) < SKEW:
-        raise UserError(f"the rotation of the extrinsics has determinant {det:.3g}, it is singular or a mirror: {form}")
-    if np.abs(r @ r.T - np.eye(3)).max() > SKEW:
+def _box(low: Any, high: Any) -> tuple[Float[np.ndarray, "3"], Float[np.ndarray, "3"]]:
+    low, high = _corner("low", low), _corner("high", high)
+    if not (low < high).all():
         raise UserError(
-            f"the rotation of the extrinsics is none, it stretches by {np.linalg.norm(r, axis=1).max():.4g}: {form}"
+            f"a workspace from {_shown(low)} to {_shown(high)} m is empty: give low below high on each axis"
         )
-    return r, pose[:3, 3]
+    return low, high
 
 
 def _corner(name: str, x: Any) -> Float[np.ndarray, "3"]:
-    x = np.asarray(x, np.float64)
-    if x.shape != (3,) or np.isnan(x).any():
-        raise UserError(f"{name}={x.tolist()} of the workspace: give three numbers, x y z in m")
-    return x
+    try:
+        found = np.asarray(x, np.float64)
+    except (TypeError, ValueError):
+        found = np.array(np.nan)
+    if found.shape != (3,) or np.isnan(found).any():
+        raise UserError(f"{name}={x} of the workspace: give three numbers, x y z in m")
+    return found
 
 
 def _shown(x: np.ndarray) -> str:

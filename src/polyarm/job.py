@@ -19,6 +19,7 @@ from polyarm.config import OFFLINE, build
 from polyarm.datasets.arrays import require_rate
 from polyarm.datasets.chains import ChainLoader
 from polyarm.datasets.demos import Demos
+from polyarm.datasets.derived import Derived
 from polyarm.datasets.goals import Goals
 from polyarm.datasets.relative import RelativeRows
 from polyarm.datasets.scale import fit_spec
@@ -101,6 +102,8 @@ def prepare(config: DictConfig, accelerator: Any = None, start: Path | None = No
     state = None if start is None else checkpoint.read_train_state(start)
     demos = open_demos(config.task)
     world = _ask_world(config)
+    if isinstance(demos, Derived):
+        demos.hold()
     card = (state or {}).get("data")
     if card is not None:
         train, val = same_split(card, demos, config.task.demos.get("path"))

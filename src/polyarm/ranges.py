@@ -222,6 +222,7 @@ RANGES: dict[str, Rule] = {
     "task.streams": any_of(
         several(text(""), "a list of different streams, such as [joint_pos, cube]", distinct=True), NULL
     ),
+    "task.derive": any_of(mapping("{stream: {_target_: polyarm.cloud.Cloud, ...}}"), NULL),
     "task.expert": any_of(text("the dotted path of an expert"), NULL),
     "task.demos": mapping("a mapping with the path of the demonstrations"),
     "task.demos.path": text("where the demonstrations are, such as data/mine.zarr"),

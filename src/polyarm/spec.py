@@ -166,6 +166,8 @@ class Stream:
     units: tuple[str, ...] = ()
     frame: str = ""
     scale: Scale | None = None
+    made_of: str = ""
+    """What a stream that is computed of others was made of, in words that differ where it would; "" for one that is recorded."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -187,6 +189,11 @@ class Stream:
     def scaled(self) -> bool:
         """Whether its channels are scaled by what demonstrations hold: low-dim ones, and points whose channels are named."""
         return KINDS[self.kind].scaled and bool(self.names)
+
+    @property
+    def gaps(self) -> bool:
+        """Whether nan may stand for what was not measured: in maps with a point for each pixel."""
+        return self.kind == "points" and len(self.shape) == 3
 
     @property
     def dear(self) -> bool:
@@ -288,6 +295,12 @@ def require_obs(want: ObsSpace, got: ObsSpace, wanter: str, giver: str) -> None:
                 raise UserError(
                     f"observation stream {stream.name!r} has {what} {a} in {wanter}, {b} in {giver}: make them agree"
                 )
+        if stream.made_of != other.made_of:
+            made = lambda s: f"is made of {s.made_of}" if s.made_of else "is recorded as it is"
+            raise UserError(
+                f"observation stream {stream.name!r} {made(stream)} in {wanter}, and {made(other)} in {giver}: give "
+                f"task.derive.{stream.name} as it was trained with, or train again"
+            )
     _require_rate(want.rate_hz, got.rate_hz, wanter, giver)
 
 
@@ -355,9 +368,10 @@ class Spec:
                 part["scale"]["hash"] = scale.hash
                 if scale.reach is None:  # younger than the schema
                     del part["scale"]["reach"]
-        for name in ("rotations", "relative"):  # younger than the schema: written only where they say something
-            if not data["action"][name]:
-                del data["action"][name]
+        young = [(data["action"], name) for name in ("rotations", "relative")]
+        for part, name in [*young, *((stream, "made_of") for stream in data["obs"]["streams"])]:
+            if not part[name]:  # younger than the schema: written only where they say something
+                del part[name]
         return data
 
     @classmethod

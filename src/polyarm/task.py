@@ -16,13 +16,15 @@ from omegaconf import DictConfig, OmegaConf
 from polyarm.choices import sources
 from polyarm.config import CONFIGS, compose, cpus, make
 from polyarm.datasets.demos import Demos
+from polyarm.datasets.derived import Derived
 from polyarm.datasets.rotated import Rotated
 from polyarm.datasets.store import open_store
+from polyarm.derive import RESERVED, Derivation
 from polyarm.spec import Spec, UserError
 
 
-def open_demos(task: DictConfig) -> Demos:
-    """The task's demonstrations, with the actions' rotations as `action_rotation` says.
+def open_demos(task: DictConfig, derived: bool = True) -> Demos:
+    """The task's demonstrations, with the actions' rotations as `action_rotation` says, and with the streams that are `derived`.
 
     `demos` names by `_target_` what opens them, any function of its other settings that gives a `Demos`. One that takes `spec`
     is given the world's, for files that do not say what their numbers mean.
@@ -40,8 +42,29 @@ def open_demos(task: DictConfig) -> Demos:
         raise UserError(
             f"task.demos._target_={node._target_} gives {type(demos).__name__}: give what keeps polyarm.datasets.demos.Demos"
         )
-    layout = task.get("action_rotation")
-    return demos if layout is None else Rotated(demos, layout)
+    if (layout := task.get("action_rotation")) is not None:
+        demos = Rotated(demos, layout)
+    made = derivations(task) if derived else {}
+    return Derived(demos, made) if made else demos
+
+
+def derivations(task: DictConfig) -> dict[str, Derivation]:
+    """{stream: how it is made} of those of `task.derive` that the task sees."""
+    made = {}
+    for name, node in (task.get("derive") or {}).items():
+        if task.streams is not None and name not in task.streams:
+            continue
+        if not isinstance(node, DictConfig) or not isinstance(node.get("_target_"), str):
+            raise UserError(
+                f"task.derive.{name}={node}: give what makes it, such as {{_target_: polyarm.cloud.PointMap, camera: front}}"
+            )
+        how = make(node)()
+        if not isinstance(how, Derivation):
+            raise UserError(
+                f"task.derive.{name}._target_={node._target_} gives {type(how).__name__}: give what keeps polyarm.derive.Derivation"
+            )
+        made[str(name)] = how
+    return made
 
 
 def fitting(settings: Sequence[str]) -> list[str]:
@@ -116,17 +139,21 @@ def _variable(task: str) -> str | None:
     return found[1] if found else None
 
 
-def world_kwargs(task: DictConfig) -> dict[str, Any]:
+def world_kwargs(task: DictConfig, derived: bool = True) -> dict[str, Any]:
+    """The settings of the task's world and, among them, the streams that are `derived` of what it shows."""
     if not isinstance(task.env_kwargs, DictConfig):
         raise UserError(f"task.env_kwargs={task.env_kwargs}: give the world's settings by name, or {{}} for none")
-    return dict(OmegaConf.to_container(task.env_kwargs))
+    if RESERVED in task.env_kwargs:
+        raise UserError(f"task.env_kwargs.{RESERVED}: streams that are made of a world's are given as task.derive")
+    made = derivations(task) if derived else {}
+    return {**OmegaConf.to_container(task.env_kwargs), **({RESERVED: made} if made else {})}
 
 
 def world_spec(task: DictConfig) -> Spec:
-    """What the world's numbers mean."""
+    """What the numbers mean that the world itself shows."""
     from polyarm.sim.world import make_world, spec_of
 
-    world = make_world(task.env_id, world_kwargs(task))
+    world = make_world(task.env_id, world_kwargs(task, derived=False))
     try:
         return spec_of(world, task.env_id)
     finally:

@@ -5,7 +5,8 @@ A configuration calls what it names by `_target_`, so to read a stranger's is to
 - what polyarm offers to configurations: public classes and functions that are *defined* in the rooms of `OFFERED`. It is a rule
   by room and not a list, so that a new policy, net or form is one file as ever; and these rooms compute, they neither write nor
   start nor fetch anything (`policies.checkpoint`, which does, has only functions, and of policies and encoders only classes
-  are offered). In its task also what polyarm's own yaml of tasks names, and the experts;
+  are offered). In its task also what polyarm's own yaml of tasks names, the experts, and of
+  polyarm.cloud what makes streams;
 - what the user trusts by name in this process: `trust` and `trusting`.
 
 Everything else is blocked, at any depth, whatever a value is for. A name counts where it leads: `polyarm.config.os.system` leads
@@ -38,6 +39,7 @@ OFFERED: dict[str, tuple[type, ...]] = {
 }
 """Rooms, and what of them a configuration may name."""
 EXPERTS = {"polyarm.sim.experts": (type,)}
+DERIVED = {"polyarm.cloud": (type,)}
 FINDERS = ("hydra.utils.get_method", "hydra.utils.get_class", "hydra.utils.get_object", "hydra.utils.get_static_method")
 """Targets that give what their `path` names; older checkpoints hold one."""
 
@@ -98,7 +100,8 @@ def require_trusted(config: DictConfig, where: str, own: DictConfig | None = Non
             )
     mine = [name for _, name in _targets(OmegaConf.to_container(own, resolve=False))] if own is not None else []
     for key, name in _targets(plain):
-        rooms = OFFERED | EXPERTS if key == "task.expert" else OFFERED
+        of_task = EXPERTS if key == "task.expert" else DERIVED if key.startswith("task.derive.") else {}
+        rooms = OFFERED | of_task
         if not (name in mine or (key.startswith("task.") and name in _of_tasks())):
             _require(name, key, where, rooms)
     task = plain.get("task") if isinstance(plain, dict) else None

@@ -2,7 +2,7 @@
 
 Mutations that turn it red: pixels counted from their corner; camera_from_world used as its inverse; depth taken along the ray; millimetres
 divided by 1024; z and ray swapped; nan points kept; a colour moved to the next point; the nearest in place of the farthest; the last of
-equals; any check left out.
+equals; any check left out; the corner kept among the points.
 """
 
 import numpy as np
@@ -10,38 +10,9 @@ import pytest
 
 from polyarm.cloud import View, cloud, crop, farthest, lift, metres, project, thin
 from polyarm.spec import UserError
-
-K = np.array([[110.0, 0, 70.5], [0, 120.0, 41.0], [0, 0, 1]])
-H, W = 80, 140
-
-
-def looking(eye, at, roll=0.3):
-    """camera_from_world [4 4] of a camera at `eye` that looks at `at`, a little turned about its axis."""
-    eye, z = np.asarray(eye, float), np.subtract(at, eye).astype(float)
-    z /= np.linalg.norm(z)
-    x = np.cross(z, [np.sin(roll), 0, np.cos(roll)])
-    x /= np.linalg.norm(x)
-    r = np.stack([x, np.cross(z, x), z])
-    return np.block([[r, (-r @ eye)[:, None]], [np.zeros((1, 3)), 1]])
-
+from tests.depth_world import BOX, H, K, W, looking, rendered
 
 FRONT, SIDE = looking((0.9, 0.1, 0.7), (0, 0, 0.1)), looking((-0.1, -0.8, 0.9), (0, 0, 0.1), -0.5)
-BOX = np.array([-0.15, -0.1, 0.0]), np.array([0.1, 0.12, 0.2])
-
-
-def rendered(pose, k=K, size=(H, W)):
-    """Depth of the plane z = 0 with a box on it, by intersecting each pixel's ray; float64, 0 where nothing is hit."""
-    r, t = pose[:3, :3], pose[:3, 3]
-    eye = -r.T @ t
-    u, v = np.meshgrid(np.arange(size[1]) + 0.5, np.arange(size[0]) + 0.5)
-    ray = np.stack([(u - k[0, 2]) / k[0, 0], (v - k[1, 2]) / k[1, 1], np.ones_like(u)], -1) @ r  # of depth 1
-    with np.errstate(divide="ignore"):
-        plane = -eye[2] / ray[..., 2]
-        one, two = (BOX[0] - eye) / ray, (BOX[1] - eye) / ray
-    enters, leaves = np.minimum(one, two).max(-1), np.maximum(one, two).min(-1)
-    plane = np.where(plane > 0, plane, np.inf)
-    depth = np.where((enters < leaves) & (enters > 0), np.minimum(enters, plane), plane)
-    return np.where(np.isfinite(depth) & (depth < 10), depth, 0.0)
 
 
 def off_the_scene(points):
@@ -149,7 +120,32 @@ def test_few_points_repeat_and_many_are_chosen_by_place_alone():
     points = np.random.default_rng(0).normal(size=(40, 6))
     assert np.array_equal(thin(points, 100)[:80], np.concatenate([points, points]))
     points[:, 3:] *= 1000
-    assert np.array_equal(thin(points, 9), points[brute_force(points[:, :3], 9, 0)])
+    assert np.array_equal(thin(points, 9, 0), points[brute_force(points[:, :3], 9, 0)])
+
+
+def from_the_corner(points, n):
+    return [i - 1 for i in brute_force(np.concatenate([points.min(0)[None], points]), n + 1, 0)[1:]]
+
+
+@pytest.mark.parametrize("library", [True, False], ids=["fpsample", "numpy"])
+def test_points_are_those_of_brute_force_from_the_lowest_corner_with_and_without_a_library(library, monkeypatch):
+    """Both ways give the same points, so that a cloud does not tell which machine made it; NaN, which fpsample passes, is refused."""
+    if library:
+        pytest.importorskip("fpsample")
+    else:
+        monkeypatch.setattr("polyarm.cloud._fpsample", lambda: None)
+    rng = np.random.default_rng(0)
+    table = rng.uniform(0, 0.5, (300, 3)) * [1, 1, 0]
+    for points in (rng.normal(size=(400, 3)), np.concatenate([table, rng.uniform(0, 0.1, (90, 3))]), -table, table[:3]):
+        points = points.astype(np.float32)
+        for n in (1, 2, len(points) - 1, min(64, len(points) - 1)):
+            assert thin(points, n).tolist() == points[from_the_corner(points, n)].tolist()
+    whole = np.stack(np.meshgrid(*[np.arange(4.0, dtype="f4")] * 3), -1).reshape(-1, 3)  # full of equals
+    assert len({tuple(p) for p in thin(whole, 63)}) == 63
+    with pytest.raises(UserError, match="not finite"):
+        thin(np.where(np.arange(3) == 1, np.nan, table), 9)
+    with pytest.raises(UserError, match="give a number from 1"):
+        thin(table, 0)
 
 
 def test_the_workspace_has_its_faces_and_leaves_out_what_is_not_known():
