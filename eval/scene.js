@@ -92,7 +92,7 @@ function turn(canvas, scene) {
     };
     for (const { text, at, colour } of words) {
       const [x, y, depth] = see(...at);
-      if (depth > nearest) say(text, x + 6, y - 6, colour);
+      if (depth > nearest) say(text, Math.min(x + 6, w - 4 - pen.measureText(text).width), y - 6, colour);
     }
     say(`grid ${scene.cell} m, at z = 0`, 12, h - 12, style.getPropertyValue("--muted"));
   }
