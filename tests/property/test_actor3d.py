@@ -341,6 +341,9 @@ def test_where_depth_is_not_known_nothing_is_seen(setting):
     assert scene.known.sum(1).tolist() == [12, 12] and scene.few_known.all()
     at = torch.nonzero(~scene.known[0])[:, 0].tolist()
     assert at == [0, 1, 4, 5]
+    few = torch.ones(16, 16, dtype=torch.bool)
+    few[12:, :12] = False  # three cells are known, and four are thought with
+    scarce = obs["front_points"].masked_fill(few[..., None], torch.nan)
     policy.encoder.image = Painted()
     shown = {"front_points": hidden, "front": torch.zeros_like(obs["front"])}
     painted = shown["front"].clone()
@@ -350,6 +353,9 @@ def test_where_depth_is_not_known_nothing_is_seen(setting):
     first = act(policy, obs | shown)
     assert first.isfinite().all() and torch.allclose(first, act(policy, obs | shown | {"front": painted}), atol=1e-6)
     assert not torch.allclose(first, act(policy, obs | shown | {"front": other}), atol=1e-5)
+    painted[..., few, :] = 200
+    first, second = (act(policy, obs | {"front": x, "front_points": scarce}) for x in (shown["front"], painted))
+    assert first.isfinite().all() and torch.allclose(first, second, atol=1e-6)
     policy = setting().train()
     cond, _ = policy.encode(obs | {"front_points": hidden}, ())
     sum(policy.loss(actions(), cond, torch.Generator().manual_seed(0)).values()).backward()
@@ -379,7 +385,8 @@ def test_unknown_tokens_are_kept_last():
 
 
 def test_what_the_rows_ask_of_the_scene_is_made_once():
-    """The same answer whether keys and values are made at each step or before. Mutation: keys not turned."""
+    """The same answer whether keys and values are made at each step or before. Mutations: keys turned to where the
+    chosen tokens lie; made at each step all the same."""
     policy = hears(published(TOLD))
     cond, _ = policy.encode(looked(told="lift"), ())
     assert len(cond.kept) == len(policy.body.look.attend) and cond.kept[0].keys.shape == (2, 2, 16, 12)
