@@ -26,9 +26,9 @@ from polyarm.datasets.demos import ACTION, TIME_S, Demos
 from polyarm.datasets.store import Store, checked_episode
 from polyarm.progress import Bar
 from polyarm.spec import Spec, Stream, UserError
-from polyarm.streams import CHANNELS, actions, image, numbers, points, spec_of
+from polyarm.streams import CHANNELS, actions, camera, depth, image, numbers, points, spec_of
 
-__all__ = ["actions", "image", "numbers", "points", "write_store"]
+__all__ = ["actions", "camera", "depth", "image", "numbers", "points", "write_store"]
 
 NO_SEED = -1
 """What the store keeps where no simulator was seeded."""
@@ -50,8 +50,8 @@ def write_store(
 ) -> Path:
     """Write `episodes` to the store at `path`, which is returned; each is on the disk before the next is asked for.
 
-    `episodes`: dicts of arrays, as a list or one after the other; `streams`: `numbers(...)`, `image(...)`, `points(...)` or any
-    `Stream`; `action`: {channel: unit}, or `actions(...)`. An episode is {stream: [t, ...], "action": [t, d]}, with "time_s" [t] where time was measured (otherwise it is made from
+    `episodes`: dicts of arrays, as a list or one after the other; `streams`: `numbers(...)`, `image(...)`, `depth(...)`,
+    `camera(...)`, `points(...)` or any `Stream`; `action`: {channel: unit}, or `actions(...)`. An episode is {stream: [t, ...], "action": [t, d]}, with "time_s" [t] where time was measured (otherwise it is made from
     the rate) and "success" where some failed. A store of the same streams that holds the first of these episodes is gone on
     with; one that holds others is refused. Raises `UserError` for whatever does not fit what was said.
     """
@@ -114,6 +114,10 @@ def _taken(episode: Any, i: int, spec: Spec) -> tuple[dict[str, np.ndarray], boo
         for stream in spec.obs.streams:
             if stream.kind == "image" and stream.name in given:
                 given[stream.name] = _pictures(stream, given[stream.name])
+            if stream.kind == "depth" and stream.name in given:
+                given[stream.name] = _depths(stream, given[stream.name])
+            if stream.kind == "camera" and stream.name in given:
+                given[stream.name] = _calibrations(stream, given[stream.name])
             if stream.kind == "points" and stream.name in given:
                 given[stream.name] = _clouds(stream, given[stream.name])
         arrays = {name: _array(name, x) for name, x in given.items()}
@@ -199,6 +203,41 @@ def _clouds(stream: Stream, x: Any) -> np.ndarray:
             f"the colours of {name!r} go from {x[..., 3:].min():.3g} to {x[..., 3:].max():.3g}: give 0 to 1, so bytes / 255"
         )
     return x
+
+
+def _depths(stream: Stream, x: Any) -> np.ndarray:
+    """`x` if it is uint16 `[t, height, width]`; what most likely is the matter, and how to convert it."""
+    name, (height, width) = stream.name, stream.shape
+    x = _array(name, x)
+    want, here = f"uint16 [t, {height}, {width}], mm", f"{x.dtype} {list(x.shape)}"
+    if x.ndim == 4 and 1 in (x.shape[1], x.shape[3]):
+        cut = "x[..., 0]" if x.shape[3] == 1 else "x[:, 0]"
+        raise UserError(f"{name!r} is {here}: depth is {want}; give {cut}")
+    if x.shape[1:] != stream.shape:
+        raise UserError(f"{name!r} is {here}: it was said to be {want}; give that, or say its size")
+    if x.dtype == np.uint16 or not x.size:
+        return x
+    if x.dtype.kind not in "fiu":
+        raise UserError(f"{name!r} is {here}: depth is {want}; read the files to arrays first")
+    known = x[np.isfinite(x) & (x > 0)] if x.dtype.kind == "f" else x[x > 0]
+    metric = x.dtype.kind == "f" and np.median(known if known.size else [0.0]) <= FAR_M
+    fits = "np.nan_to_num(x * 1000, posinf=0).round().astype(np.uint16)" if metric else "x.round().astype(np.uint16)"
+    fits = fits if x.dtype.kind == "f" else "x.astype(np.uint16)"
+    raise UserError(
+        f"{name!r} is {here} up to {known.max(initial=0):.4g}, {'metres' if metric else 'as if millimetres'}: depth is {want}, 0 where "
+        f"nothing was measured; give {fits}"
+    )
+
+
+def _calibrations(stream: Stream, x: Any) -> np.ndarray:
+    """`x` if it has a row of 16 numbers a step."""
+    x = _array(stream.name, x)
+    if x.shape[1:] == stream.shape or x.ndim == 0:
+        return x
+    hint = (
+        "np.tile(row, (t, 1)), one a step" if x.shape == stream.shape else "polyarm.camera.to_row(K, camera_from_base)"
+    )
+    raise UserError(f"{stream.name!r} has shape {list(x.shape)}: a calibration is [t, {stream.shape[0]}]; give {hint}")
 
 
 def _require_rate(time_s: np.ndarray, rate: float) -> None:

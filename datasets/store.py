@@ -29,6 +29,7 @@ import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
+from polyarm.camera import metres, require_rows
 from polyarm.datasets.chunks import ChunkRows, read_json
 from polyarm.datasets.demos import ACTION, TIME_S, Demos, Rows, checked, damaged, no_file, one_length, valid_ends
 from polyarm.datasets.disk import Disk, fsync, lock_folder
@@ -38,6 +39,8 @@ from polyarm.spec import Spec, UserError, unknown
 
 CHUNK_BYTES = 1 << 17
 """Of raw data a chunk. An append rewrites the last chunk of each stream, so this bounds its cost; 96 px images: 4 frames."""
+PIXELS = 1 << 17
+"""Of an episode's depth that are looked at."""
 META: Mapping[str, np.dtype] = {"seed": np.dtype("i8"), "success": np.dtype("?"), "episode_ends": np.dtype("i8")}
 ENDS = "meta/episode_ends"
 
@@ -214,6 +217,11 @@ def checked_episode(arrays: Mapping[str, Any], spec: Spec) -> dict[str, np.ndarr
             raise UserError(f"the episode has no {name!r}: give {', '.join(layout)}")
     rows = {name: checked(f"{name!r}", arrays[name], *want) for name, want in layout.items()}
     one_length((name, len(x)) for name, x in rows.items())
+    for stream in spec.obs.streams:
+        if stream.kind == "camera":
+            require_rows(rows[stream.name], repr(stream.name))
+        if stream.kind == "depth":
+            _require_depth(stream.name, rows[stream.name])
     late = np.flatnonzero(np.diff(rows[TIME_S]) <= 0)
     if late.size:
         t = rows[TIME_S]
@@ -221,6 +229,16 @@ def checked_episode(arrays: Mapping[str, Any], spec: Spec) -> dict[str, np.ndarr
             f"'time_s' goes from {t[late[0]]:g} to {t[late[0] + 1]:g} s at row {late[0] + 1}: give the measured time, which rises"
         )
     return rows
+
+
+def _require_depth(name: str, x: np.ndarray) -> None:
+    """Refuse depth that measured nothing in all of an episode, and whole numbers that are no millimetres."""
+    if not x.any():
+        raise UserError(f"{name!r} is 0 in all {len(x)} rows, nothing was measured: check the camera, or leave it out")
+    try:
+        metres(x.reshape(1, -1)[:, :: max(1, x.size // PIXELS)], "mm")
+    except UserError as e:
+        raise UserError(f"{name!r}: {e}") from None
 
 
 def _write_empty(made: Path, layout: Mapping[str, tuple[tuple[int, ...], np.dtype]], said: dict[str, Any]) -> None:

@@ -15,14 +15,13 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from polyarm.spec import UserError, unknown
+from polyarm.streams import NUMBERS
 
 UNITS = ("mm", "m")
 REACH_M = 0.02, 20.0
 """Nine tenths of what an arm's camera sees lie beyond the first, one tenth nearer than the second, or the unit is another."""
 SKEW = 1e-3
 """By how much a rotation's products may differ from those of a rotation (float16 calibrations do by 5e-4)."""
-NUMBERS = 16
-"""Of a camera's row."""
 
 
 def to_row(intrinsics: Any, camera_from_base: Any) -> Float32[np.ndarray, "16"]:

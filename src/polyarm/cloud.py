@@ -192,10 +192,10 @@ def _from_corner(xyz: Float[np.ndarray, "p 3"], n: int) -> Int[np.ndarray, "n"]:
     """By fpsample (Han et al., 2023: the same points by a tree that leaves most of them out) where that is; where several points
     are equally far, as on a regular grid, it may take another of them. The corner stays first in its tree, being least in all
     coordinates, and is where it begins."""
-    if not len(xyz) or not np.isfinite(xyz).all():
+    if n < 1 or not len(xyz) or not np.isfinite(xyz).all():
         return farthest(xyz, n)  # says so
     begun = np.concatenate([xyz.min(0)[None], xyz])
-    if n >= 1 and (fast := _fpsample()) is not None:
+    if (fast := _fpsample()) is not None:
         chosen = fast(begun.astype(np.float32), n + 1, h=min(SPLITS, int(np.log2(len(begun)))), start_idx=0)
         if chosen[0] == 0:
             return chosen[1:].astype(np.int64) - 1

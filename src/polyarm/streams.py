@@ -12,6 +12,8 @@ from polyarm.spec import KINDS, ActionSpace, ObsSpace, Spec, Stream, UserError
 UNKNOWN = ("", "?", "-", "unknown", "none", "null", "nan", "n/a", "na", "tbd", "todo", "unit", "units", "arbitrary", "a.u.")  # fmt: skip
 CHANNELS, UNITS = ("x", "y", "z", "red", "green", "blue"), ("m", "m", "m", "1", "1", "1")
 """Of points."""
+NUMBERS = 16
+"""Of a camera's row."""
 TAKEN = ("action", "time_s", "success")
 """What an episode holds beside its streams."""
 
@@ -38,6 +40,17 @@ def points(name: str, n: Any, colours: bool = False, frame: str = "") -> Stream:
     return Stream(name, "points", _cloud(name, (n, width)), CHANNELS[:width], UNITS[:width], frame)
 
 
+def depth(name: str, height: Any, width: Any) -> Stream:
+    """Depth along the camera's axis, uint16 `[t, height, width]`, mm, 0 where nothing was measured. Of a camera c it is called
+    `c_depth`, its pictures `c` and its calibration `c_camera`."""
+    return Stream(name, "depth", _pixels(name, (height, width)))
+
+
+def camera(name: str, frame: str = "base") -> Stream:
+    """A calibration a row, float32 `[t, 16]`: fx fy cx cy, px, and the camera's pose in `frame`; `polyarm.camera.to_row` writes it."""
+    return Stream(name, "camera", (NUMBERS,), frame=frame)
+
+
 def actions(units: Any, rate_hz: Any, **more: Any) -> ActionSpace:
     """What one row of actions means; `more` is `ActionSpace`'s: frame, rotation, rotations."""
     names, said = _channels("the action", units)
@@ -49,7 +62,7 @@ def spec_of(streams: Any, action: Any, rate_hz: Any, hint: str = "") -> Spec:
     `hint`: for who gives no rate."""
     if not isinstance(streams, Sequence) or not streams or not all(isinstance(s, Stream) for s in streams):
         raise UserError(
-            "streams says nothing of some stream: give a list of numbers(...), image(...) and points(...), one a stream"
+            "streams says nothing of some stream: give a list of numbers(...), image(...), depth(...), camera(...) and points(...), one a stream"
         )
     names = [s.name for s in streams]
     for name in names:
@@ -62,6 +75,10 @@ def spec_of(streams: Any, action: Any, rate_hz: Any, hint: str = "") -> Spec:
     for stream in streams:
         if stream.kind == "image":
             _size(stream.name, stream.shape)
+        if stream.kind == "depth":
+            _pixels(stream.name, stream.shape)
+        if stream.kind == "camera" and stream.shape != (NUMBERS,):
+            raise UserError(f"camera {stream.name!r} is said to be {list(stream.shape)}: give camera({stream.name!r})")
         if stream.kind == "points":
             _cloud(stream.name, stream.shape)
         if stream.low_dim:
@@ -82,6 +99,16 @@ def _size(name: str, shape: Sequence[Any]) -> tuple[int, ...]:
     if not whole or len(shape) != 3 or shape[2] != 3:
         raise UserError(
             f"image {name!r} is said to be {list(shape)}: give its height and width in pixels, as in image({name!r}, 96, 128)"
+        )
+    return tuple(int(n) for n in shape)
+
+
+def _pixels(name: str, shape: Sequence[Any]) -> tuple[int, ...]:
+    """`shape` if it is a depth map's."""
+    whole = all(isinstance(n, Integral) and not isinstance(n, bool) and int(n) > 0 for n in shape)
+    if not whole or len(shape) != 2:
+        raise UserError(
+            f"depth {name!r} is said to be {list(shape)}: give its height and width in pixels, as in depth({name!r}, 96, 128)"
         )
     return tuple(int(n) for n in shape)
 

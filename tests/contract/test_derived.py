@@ -17,13 +17,15 @@ import polyarm
 from polyarm.camera import from_row, require_rows, to_row
 from polyarm.cloud import Cloud, PointMap
 from polyarm.config import compose
+from polyarm.datasets.arrays import camera, depth, write_store
 from polyarm.datasets.derived import Derived
 from polyarm.datasets.store import Store
 from polyarm.datasets.windows import Windows
 from polyarm.policies import checkpoint
 from polyarm.sim.vector import ShardedVectorEnv
 from polyarm.sim.world import make_world, spec_of
-from polyarm.spec import Spec, UserError, require_obs
+from polyarm.spec import ObsSpace, Spec, Stream, UserError, require_obs
+from polyarm.streams import spec_of as spec_of_streams
 from polyarm.task import open_demos, world_kwargs
 from polyarm.trust import require_trusted
 from tests.depth_world import LENS, NAME, SIZE, looking, played
@@ -280,9 +282,57 @@ def test_a_calibration_that_is_none_is_refused_where_it_is_written_opened_and_ac
     one = said.replace(" in row 2", "")
     with pytest.raises(UserError, match=one):
         from_row(row)
+    with Store.create(tmp_path / "s.zarr", spec_of(make_world(NAME, {}), NAME)) as made:
+        with pytest.raises(UserError, match="'front_camera' (holds|has|stands)"):
+            made.append(
+                {**played(make_world(NAME, {}), 0), "front_camera": np.stack([ROW, ROW, row, ROW, ROW, ROW])}, 0
+            )
+        assert len(made) == 0
     world = make_world(NAME, {})
     episode = played(world, 0)
     depth = {"front_depth": episode["front_depth"][0], "front_camera": row}
     for how in (PointMap("front"), Cloud(("front",), LOW, HIGH, 9)):
         with pytest.raises(UserError, match=one):
             how.make(depth)
+
+
+DEPTH = np.full((6, *SIZE), 700, np.uint16)
+GIVEN = [
+    ("front_depth", DEPTH / 1000, r"float64 \[6, 20, 28\] up to 0.7, metres: .*give np.nan_to_num\(x \* 1000"),
+    ("front_depth", DEPTH * 1.0, r"up to 700, as if millimetres: .*give x.round\(\).astype"),
+    ("front_depth", DEPTH.astype("i4"), r"give x.astype\(np.uint16\)"),
+    ("front_depth", DEPTH[..., None], r"give x\[..., 0\]"),
+    ("front_depth", DEPTH[:, None], r"give x\[:, 0\]"),
+    ("front_depth", DEPTH[:, 1:], "said to be uint16"),
+    ("front_depth", DEPTH * 0, "is 0 in all 6 rows, nothing was measured"),
+    ("front_depth", DEPTH // 700, "nearer than 1 mm"),
+    ("front_depth", DEPTH * 60, "beyond .* m: it is finer than millimetres"),
+    ("front_depth", DEPTH.astype(str), "read the files to arrays"),
+    ("front_camera", ROW, r"give np.tile\(row, \(t, 1\)\)"),
+    ("front_camera", np.stack([POSE] * 6), "give polyarm.camera.to_row"),
+    ("front_camera", np.stack([ROW * 0] * 6), "zeros alone, no calibration"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "x", "said"), GIVEN, ids=[said for _, _, said in GIVEN])
+def test_depth_and_calibrations_of_ones_own_are_checked_before_they_are_written(tmp_path, name, x, said):
+    streams = [depth("front_depth", *SIZE), camera("front_camera")]
+    good = {
+        "front_depth": DEPTH,
+        "front_camera": np.stack([ROW] * 6),
+        "action": np.random.default_rng(0).normal(size=(6, 1)),
+    }
+    path = tmp_path / "s.zarr"
+    with pytest.raises(UserError, match=f"^episode 0: '{name}'.*{said}"):
+        write_store(path, [{**good, name: x}], streams=streams, action={"a": "m"}, rate_hz=10)
+    assert not path.exists()
+    write_store(path, [good], streams=streams, action={"a": "m"}, rate_hz=10)
+    assert Store.open(path).spec.obs == ObsSpace(tuple(streams), 10.0)
+
+
+@pytest.mark.parametrize("size", [(0, 4), (4, 2.5), (True, 4), (None, 4), ("4", 4)])
+def test_depth_has_a_height_and_a_width(size):
+    with pytest.raises(UserError, match="give its height and width in pixels"):
+        depth("front_depth", *size)
+    with pytest.raises(UserError, match=r"is said to be \[4, 4\]: give camera"):
+        spec_of_streams([Stream("c_camera", "camera", (4, 4))], {"a": "m"}, 10)

@@ -1,8 +1,9 @@
-"""`polyarm data`: a look at demonstrations, and the yaml that trains on them."""
+"""`polyarm data`: a look at demonstrations, at their calibrations, and the yaml that trains on them."""
 
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from polyarm.spec import UserError, unknown
 
 FOLDER = "mine"
 """Where `data new` writes unless told otherwise; docs/new_policy.md has its yaml there too."""
-MOST = {"info": 1, "show": 2, "new": 2}
+MOST = {"info": 1, "check": 1, "show": 2, "new": 2}
 """How many paths each takes."""
 
 
@@ -25,7 +26,9 @@ def run(words: Words) -> Any:
             f"polyarm data {what} needs a demonstration store (zarr) as its first word: polyarm data {what} PATH"
         )
     if len(paths) > MOST[what]:
-        takes = {"info": "one path", "show": "a store and a file", "new": "a store and a folder"}[what]
+        takes = {"info": "one path", "check": "one path", "show": "a store and a file", "new": "a store and a folder"}[
+            what
+        ]
         raise UserError(f"polyarm data {what} takes {takes}, not also {paths[MOST[what]]!r}: leave it out")
     with waiting("loading zarr", "zarr"):
         from polyarm.datasets import skeleton
@@ -36,6 +39,8 @@ def run(words: Words) -> Any:
         return info(open_path(Path(paths[0])))
     if what == "show":
         return look(Path(paths[0]), Path(paths[1]) if len(paths) > 1 else None)
+    if what == "check":
+        return _check(Path(paths[0]))
     folder = Path(paths[1] if len(paths) > 1 else FOLDER)
     file = skeleton.write(Path(paths[0]), folder)
     return {
@@ -58,7 +63,22 @@ def look(store: Path, page: Path | None) -> dict[str, str]:
     return {"page": str(page)}
 
 
+def _check(path: Path) -> dict[str, Any]:
+    from polyarm.datasets import calibration
+
+    found = calibration.check(path)
+    if found["wrong"]:
+        print(calibration.said(found), file=sys.stderr)
+        raise UserError(f"{path}: {found['wrong'][0]}, and look with `polyarm data show {path}`")
+    return found
+
+
 def show(found: Any) -> None:
+    if "wrong" in found:
+        from polyarm.datasets.calibration import said
+
+        say(said(found))
+        return
     if "page" in found:
         say(f"page:    {found['page']}")
         return
@@ -73,12 +93,13 @@ def show(found: Any) -> None:
 COMMAND = Command(
     run,
     "Look at demonstrations, or begin a task for them",
-    "data info PATH [--json] | data show STORE [FILE.html] | data new STORE [FOLDER]",
+    "data info PATH [--json] | data check STORE [--json] | data show STORE [FILE.html] | data new STORE [FOLDER]",
     "info: episodes, rows, channels with their ranges, and what is odd about them.\n"
+    "check: whether the calibrations of depth cameras fit what was seen; an extrinsic that is clearly off is an error.\n"
     "show: a page that turns the points of depth cameras, where they stand, and the gripper's path (FILE: the store's name).\n"
     f"new: FOLDER/task/NAME.yaml (FOLDER: {FOLDER}) with a store's streams, channels and units, for `polyarm train --configs FOLDER\n"
     "     task=NAME`; what policies see, how it is scaled and how much is held out is changed there. Nothing is written over.",
     order=60,
-    takes=Takes(place="info, show or new, and a path", settings=False),
+    takes=Takes(place="info, check, show or new, and a path", settings=False),
     show=show,
 )
