@@ -119,7 +119,7 @@ def test_one_camera_that_is_moved_is_seen_by_the_tip(tmp_path, shift, said):
 
 def test_a_wall_is_no_table():
     rng = np.random.default_rng(0)
-    wall = rng.uniform(-1, 1, (700, 3)) * [1, 0, 1] + [0, 1, 1]
+    wall = rng.uniform(-1, 1, (700, 3)) @ [[1, 0, 0], [0, 0, 0], [0, 0.2, 1]] + [0, 1, 1]
     table = rng.uniform(-1, 1, (300, 3)) * [1, 1, 0]
     plane = _plane(np.concatenate([wall, table]))
     assert plane.normal == pytest.approx([0, 0, 1], abs=0.01) and plane.offset == pytest.approx(0, abs=0.005)
