@@ -1,5 +1,6 @@
 #!/bin/sh
-# Makes .venv with everything polyarm needs, at the versions of pins.txt. Needs Python 3.12; uses uv, else pip.
+# Makes .venv with everything polyarm needs, at the versions of pins.txt, and a Vulkan driver in it where none draws.
+# Needs Python 3.12; uses uv, else pip.
 set -eu
 cd "$(dirname "$0")"
 
@@ -41,4 +42,5 @@ if [ -n "$uv" ]; then
 else
     .venv/bin/python -m pip install -q -c pins.txt -e '.[dev]'
 fi
+.venv/bin/python -m polyarm.sim.sapien.swiftshader || true   # it says what is missing; only SAPIEN's worlds need it
 echo "$want" > .venv/.polyarm

@@ -47,6 +47,7 @@ def replayed(
             world = make_world(config.task.env_id, world_kwargs(config.task, derived=False))
             try:
                 world.reset(seed=p.outcome.seed)
+                world.unwrapped.look = False
                 frames, won = [world.render()], False
                 for action in p.actions:
                     info = world.step(action)[4]

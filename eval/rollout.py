@@ -28,6 +28,8 @@ class Worlds(Protocol):
     """What a rollout needs of its worlds: `sim.vector.ShardedVectorEnv`, or a real arm."""
 
     num_envs: int
+    look: bool
+    """Whether what the next steps show will be looked at; pictures need not be taken where it is False."""
 
     @property
     def world_spec(self) -> Spec: ...
@@ -86,7 +88,10 @@ def rollout(
     obs = None
     while len(found) < len(seeds):
         obs = _seat(waiting, rows, worlds, agent, obs, goals)
-        for _ in range(agent.n_action_steps):
+        for step in range(agent.n_action_steps):
+            worlds.look = (
+                step >= agent.n_action_steps - policy.n_obs_steps
+            )  # the rows that the next chunk is planned from
             actions = rows_as(agent.act(obs), policy.action_space, worlds.world_spec.action.rotation)
             obs, rewards, terminated, truncated, info = worlds.step(actions)
             for i, row in enumerate(rows):

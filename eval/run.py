@@ -24,6 +24,7 @@ from polyarm.eval.judge import judge, terms
 from polyarm.eval.machine import machine, pick_device, policy_versions
 from polyarm.eval.report import write_report
 from polyarm.eval.rollout import Played, make_worlds, require_world
+from polyarm.eval.scene import Box, Scene, has_scene, observed, scene
 from polyarm.eval.score import HEADLINE, seeds_said
 from polyarm.eval.seeds import demonstrated
 from polyarm.eval.seen import Seen, first, image_streams, saw
@@ -106,9 +107,13 @@ def evaluate(
             if worlds.replays:
                 timed = attempt("latency", lambda: time_chunks(policy, worlds, seeds[0], device), notes)
                 result |= dict(zip(("latency_ms", "network_evaluations"), timed or (), strict=False))
-            views = look(policy, worlds, seeds[0], notes)
+            views, scenes = look(policy, worlds, seeds[0], workspace(config.task), notes)
             clips = shoot(config, played, out / "clips", worlds.replays, notes)
-            attempt("report", lambda: report(out, result, played, configs, folders, clips, views=views), notes)
+            attempt(
+                "report",
+                lambda: report(out, result, played, configs, folders, clips, views=views, scenes=scenes),
+                notes,
+            )
             attempt("latency and notes in result.json", lambda: place.write_result(out, result), notes)
     tell(result, out)
     return result
@@ -134,14 +139,31 @@ def keep_arrays(out: Path, result: dict[str, Any], arrays: dict[str, Any]) -> No
     attempt("episodes.npz", save, result["notes"])
 
 
-def look(policy: Policy, worlds: ShardedVectorEnv, seed: int, notes: list[str]) -> list[Seen]:
-    """What a policy of images saw first in the episode of `seed`."""
-    if not image_streams(policy):
-        return []
+def look(
+    policy: Policy, worlds: ShardedVectorEnv, seed: int, box: Box | None, notes: list[str]
+) -> tuple[list[Seen], list[Scene]]:
+    """What a policy of images saw first in the episode of `seed`, and what depth cameras measured then."""
+    space = worlds.world_spec.obs
+    if not image_streams(policy) and not has_scene(space):
+        return [], []
     if not worlds.replays:
         _note("no pictures of what the policy saw: this world is not reset for them", notes)
-        return []
-    return attempt("pictures of what the policy saw", lambda: saw(policy, first(worlds, seed)), notes) or []
+        return [], []
+    if (obs := attempt("pictures of what the policy saw", lambda: first(worlds, seed), notes)) is None:
+        return [], []
+    views = attempt("pictures of what the policy saw", lambda: saw(policy, obs), notes) or []
+    if not has_scene(space):
+        return views, []
+    live = attempt(
+        "view in three dimensions", lambda: [observed(f"seed {seed}, as the world gives it", obs, space, box)], notes
+    )
+    return views, live or []
+
+
+def workspace(task: DictConfig) -> Box | None:
+    """Low and high of the first cloud that the task sees."""
+    nodes = [node for name, node in (task.get("derive") or {}).items() if name in (task.streams or ())]
+    return next(((list(n.low), list(n.high)) for n in nodes if "low" in n and "high" in n), None)
 
 
 def shoot(
@@ -170,6 +192,7 @@ def report(
     clips: Sequence[tuple[Path, str]],
     offline: dict[str, Any] | None = None,
     views: Sequence[Seen] = (),
+    scenes: Sequence[Scene] = (),
 ) -> None:
     """report.html, with the configuration that acted: of the first under this evaluation's settings, of other parts their
     policy's."""
@@ -179,23 +202,28 @@ def report(
         acted.append(
             f"# {os.path.relpath(folder, out)}\n{OmegaConf.to_yaml(OmegaConf.create({'policy': part.policy}))}"
         )
-    log, (card, gone) = read_log(place.home(folders[0]) / "log.jsonl"), demonstrations(task)
+    log, (card, stored, gone) = read_log(place.home(folders[0]) / "log.jsonl"), demonstrations(task, result["notes"])
     absent = {"training": "" if log else "log.jsonl of the run is not beside the checkpoint", "data": gone}
     write_report(
         out / "report.html", title=f"{result['policy']} on {task.name}", result=result, log=log, data_card=card,
-        absent={part: why for part, why in absent.items() if why}, views=views, clips=clips, energies=[(p.outcome.success, p.energy) for p in played if p.energy is not None],
+        absent={part: why for part, why in absent.items() if why}, views=views, scenes=[*stored, *scenes], clips=clips, energies=[(p.outcome.success, p.energy) for p in played if p.energy is not None],
         config_yaml="\n".join(acted), offline=offline,
     )  # fmt: skip
 
 
-def demonstrations(task: DictConfig) -> tuple[Mapping[str, Any] | None, str]:
-    """(what is in them, "") or (None, why that cannot be said on this machine)."""
+def demonstrations(task: DictConfig, notes: list[str]) -> tuple[Mapping[str, Any] | None, list[Scene], str]:
+    """(what is in them, an episode in three dimensions where it has depth, "") or (None, [], why that cannot be said here)."""
     from polyarm.datasets.info import info
 
     try:
-        return info(open_demos(task, derived=False)), ""
+        demos = open_demos(task, derived=False)
+        card = info(demos)
     except Exception as error:  # noqa: BLE001  the report does without
-        return None, _why(error)
+        return None, [], _why(error)
+    if not has_scene(demos.spec.obs):
+        return card, [], ""
+    stored = attempt("view of the demonstrations", lambda: [scene(open_demos(task), box=workspace(task))], notes)
+    return card, stored or [], ""
 
 
 def attempt[T](what: str, make: Callable[[], T], notes: list[str]) -> T | None:

@@ -6,7 +6,7 @@ function turn(canvas, scene) {
   const figure = canvas.closest("figure"), pen = canvas.getContext("2d"), hues = ["c0", "c1", "c2", "c3"];
   const bytes = text => Uint8Array.from(atob(text), c => c.charCodeAt(0));
   const metres = text => Float32Array.from(new Uint16Array(bytes(text).buffer), (q, i) => scene.low[i % 3] + scene.step * q);
-  const start = { yaw: -0.9, pitch: 0.45, away: 2.2 };
+  const start = { yaw: -0.9, pitch: 0.45, away: 2.4 };
   const on = { turning: !matchMedia("(prefers-reduced-motion: reduce)").matches, seen: true, camera: false };
   let { yaw, pitch, away } = start, now = 0, shown = true, last = 0;
   let dots = [], lines = [], words = [];
@@ -92,7 +92,7 @@ function turn(canvas, scene) {
     };
     for (const { text, at, colour } of words) {
       const [x, y, depth] = see(...at);
-      if (depth > nearest) say(text, x + 6, y - 6, colour);
+      if (depth > nearest) say(text, Math.min(x + 6, w - 4 - pen.measureText(text).width), y - 6, colour);
     }
     say(`grid ${scene.cell} m, at z = 0`, 12, h - 12, style.getPropertyValue("--muted"));
   }

@@ -1,5 +1,5 @@
 """What cameras measured, as points in the robot's base frame, for a view that turns: a wrong extrinsic is seen there before
-training. The points are those of `polyarm.cloud.lift`, by which training and acting make theirs. Loads no torch."""
+training. The points are those of `polyarm.camera.lift`, by which training and acting make theirs. Loads no torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from polyarm.cloud import lift
+from polyarm.camera import from_row, lift
 from polyarm.datasets.demos import ACTION, Demos
 from polyarm.spec import ObsSpace, Stream, UserError
 from polyarm.streams import CHANNELS
@@ -88,7 +88,14 @@ def scene(demos: Demos, episode: int = 0, box: Box | None = None) -> Scene:
         tip = tips[row - begin] if len(tips) else None
         moments.append(moment(f"{name} row", obs, space, tip))
     thinned = tips[np.linspace(0, len(tips) - 1, min(STEPS, len(tips))).round().astype(int)]
-    return Scene(f"episode {episode}, rows 0 to {end - begin - 1}", tuple(moments), thinned, box)
+    return Scene(f"demonstrations: episode {episode}, rows 0 to {end - begin - 1}", tuple(moments), thinned, box)
+
+
+def observed(title: str, obs: Mapping[str, np.ndarray], space: ObsSpace, box: Box | None = None) -> Scene:
+    """One observation alone, {stream: [...]}."""
+    axes = next((_axes(s.names, s.units) for s in space.streams if s.name == "tip"), [])
+    tip = np.asarray(obs["tip"], np.float64)[axes] if axes else None
+    return Scene(title, (moment("first observation", obs, space, tip),), np.empty((0, 3)), box)
 
 
 KINDS = ("image", "depth", "camera", "points")
@@ -109,24 +116,18 @@ def _camera(depth: str, obs: Mapping[str, np.ndarray], space: ObsSpace, n: int) 
             f"depth stream {depth!r} comes without {name}_camera, so where its points lie is not known: record fx fy cx cy (px) and "
             "base_from_camera row by row (m) as a stream of kind camera, 16 numbers"
         )
-    k, pose = calibration(obs[f"{name}_camera"])
-    camera_from_base = np.column_stack([pose[:, :3].T, -pose[:, :3].T @ pose[:, 3]])
+    k, camera_from_base = from_row(obs[f"{name}_camera"], f"stream '{name}_camera'")
     try:
         xyz = lift(obs[depth], "mm", k, camera_from_base)
     except UserError as error:
-        raise UserError(f"camera {name!r}: {error}") from error
+        raise UserError(f"stream {depth!r}: {error}") from error
     h, w = xyz.shape[:2]
     picture = obs.get(name)
     rgb = picture if picture is not None and picture.shape == (h, w, 3) else np.full((h, w, 3), GREY, np.uint8)
     known = np.isfinite(xyz).all(-1)
     corners = np.array([[0, 0, 1], [w, 0, 1], [w, h, 1], [0, h, 1]]) @ np.linalg.inv(k).T
-    return Camera(name, pose[:, 3], corners @ pose[:, :3].T, _some(xyz[known], rgb[known], n), float(known.mean()))
-
-
-def calibration(row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(intrinsics [3 3], base_from_camera [3 4]) of one row of a camera stream."""
-    fx, fy, cx, cy, *pose = np.asarray(row, np.float64)
-    return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]]), np.reshape(pose, (3, 4))
+    rotation, shift = camera_from_base[:, :3], camera_from_base[:, 3]
+    return Camera(name, -shift @ rotation, corners @ rotation, _some(xyz[known], rgb[known], n), float(known.mean()))
 
 
 def _given(stream: Stream, x: np.ndarray) -> Points:
@@ -150,7 +151,17 @@ def _tips(demos: Demos, begin: int, end: int) -> Float[np.ndarray, "t 3"]:
     spec = demos.spec
     said = [("tip", s.names, s.units) for s in spec.obs.streams if s.name == "tip"]
     for name, names, units in (*said, (ACTION, spec.action.names, spec.action.units)):
-        at = [names.index(axis) for axis in "xyz" if axis in names]
-        if len(at) == 3 and all(units[i : i + 1] == ("m",) for i in at):
+        if at := _axes(names, units):
             return np.asarray(demos.stream(name)[begin:end], np.float64)[:, at]
     return np.empty((0, 3))
+
+
+def _axes(names: Sequence[str], units: Sequence[str]) -> list[int]:
+    """The channels x y z, if they are there in m."""
+    at = [
+        i
+        for axis in "xyz"
+        for i, (name, unit) in enumerate(zip(names, units, strict=False))
+        if (name, unit) == (axis, "m")
+    ]
+    return at if len(at) == 3 else []

@@ -45,18 +45,18 @@ def view(scene: Scene) -> dict[str, Any]:
     """What the template needs: `data`, json for the script; `moments`, their labels; `seen`, names of streams; `cameras`, a row of
     facts each; `left_out`, the share of points that is not drawn."""
     middle, reach = _extent(scene)
-    apart = lambda xyz: np.linalg.norm(xyz - middle, axis=1)
     near = lambda p: _within(p, middle, reach)
     kept = [near(p) for p in _clouds(scene)]
-    eyes = [c.eye for m in scene.moments for c in m.cameras]
-    ends = np.concatenate([k.xyz for k in kept] + [np.zeros((1, 3)), *(e[None] for e in eyes), scene.path])
-    size = float(
-        max(np.quantile(apart(np.concatenate([k.xyz for k in kept])), 0.8), apart(np.stack([np.zeros(3), *eyes])).max())
-    )
-    grid = Grid(ends.min(0), float(np.ptp(ends, 0).max()) / MOST)
+    stand = np.stack([np.zeros(3), *(c.eye for m in scene.moments for c in m.cameras)])
+    xyz = np.concatenate([k.xyz for k in kept])
+    most = np.concatenate([stand, np.quantile(xyz, (0.1, 0.9), axis=0)]) if len(xyz) else stand
+    centre = (most.min(0) + most.max(0)) / 2
+    size = float(np.linalg.norm(np.ptp(most, 0)) / 2) or 1.0
+    ends = np.concatenate([xyz, stand, scene.path])
+    grid = Grid(ends.min(0), float(np.ptp(ends, 0).max() or 1) / MOST)
     data = {
-        "low": _rounded(grid.low, 7), "step": grid.step, "middle": _rounded(middle), "size": round(size, 4),
-        "cell": nice(size / 8), "path": grid.put(scene.path), "box": scene.box and [_rounded(corner) for corner in scene.box],
+        "low": _rounded(grid.low, 7), "step": grid.step, "middle": _rounded(centre), "size": round(size, 4),
+        "cell": nice(size / 5), "path": grid.put(scene.path), "box": scene.box and [_rounded(corner) for corner in scene.box],
         "moments": [
             {
                 "cameras": [_camera(c, near(c.points), grid, 0.1 * size) for c in m.cameras],

@@ -9,7 +9,7 @@ Published: two DDPM schedules, one for positions and one for rotations, which sh
 grid of angles is one a channel. Successor: rectified flow, one angle for all. The opening is not noised: the last step's
 answer is executed. Where actions are relative to the gripper, the scene is moved to it as well.
 
-Carried between chunks: nothing. The encoder runs once a chunk, the body once a denoising step.
+Carried between chunks: nothing. The encoder runs once a chunk, with what the body asks of the scene, and the rest of the body once a denoising step.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from polyarm.spec import ActionSpace, ObsSpace, UserError, unknown
 
 
 class ActorPolicy(Plain, nn.Module):
-    """`encoder(obs_space, history=)` and `body(rotation=, opening=, history=, words=, width=, heads=)` are built here, the
+    """`encoder(obs_space, history=, gripper=, position=)` and `body(rotation=, opening=, history=, words=, width=, heads=)` are built here, the
     body as wide as the scene's tokens.
 
     `position`: the three action channels that are where the gripper shall be. `gripper`: the state stream with channels of
@@ -71,7 +71,6 @@ class ActorPolicy(Plain, nn.Module):
         for part, channels in zip(("position", "rotation", "opening"), _parts(action_space, position), strict=True):
             self.register_buffer(part, torch.tensor(channels, dtype=torch.long), persistent=False)
         self.gripper, self.metres, self.weights = gripper, metres, dict(weights)
-        self._at = _places(obs_space, gripper, position)
         self.form = self.turn_form = form
         self.rotation_schedule = rotation_schedule
         if rotation_schedule is not None:
@@ -86,7 +85,7 @@ class ActorPolicy(Plain, nn.Module):
             raise UserError(
                 "policy.encoder makes one vector of what is seen, and ActorPolicy looks at tokens of a scene: give encoder=scene"
             )
-        self.encoder = encoder(obs_space, history=n_obs_steps)
+        self.encoder = encoder(obs_space, history=n_obs_steps, gripper=gripper, position=position)
         self.body = body(
             rotation=len(self.rotation), opening=len(self.opening), history=n_obs_steps,
             words=self.encoder.words is not None,
@@ -109,9 +108,14 @@ class ActorPolicy(Plain, nn.Module):
             moved = xyz if under is None else xyz - under[..., self.position]
             return moved if self.metres else moved * gain + offset
 
-        return self.encoder(obs, place, place(obs[self.gripper][..., self._at])), state
+        return self.body.keep(self.encoder(obs, place, generator)), state
 
     def denoise(self, x: Float[Tensor, "b h d"], phi: Tensor, cond: Scene) -> Float[Tensor, "b h d"]:
+        if self.rotation_schedule is not None and phi.ndim == 1:
+            raise UserError(
+                f"policy {self.name} noises positions and rotations by schedules of their own, and was asked at one angle for both: mix "
+                "or teach with policy=actor3d, which has one"
+            )
         answer = self._ask(x, phi, cond)
         clean = torch.zeros_like(x)
         for channels, form, out in self._noised(answer):
@@ -191,24 +195,17 @@ def _parts(space: ActionSpace, position: Sequence[str]) -> tuple[list[int], list
     return at, turn, rest
 
 
-def _places(space: ObsSpace, gripper: str, position: Sequence[str]) -> list[int]:
-    names = space[gripper].names
-    for name in position:
-        if name not in names:
-            raise unknown(f"channel of stream {gripper!r}, where the gripper is,", name, names)
-    return [names.index(name) for name in position]
-
-
 def _require_scene(policy: ActorPolicy) -> None:
     """Refuse streams that would not be looked at, frames that differ, and an opening whose ends are not known."""
     space, action = policy.obs_space, policy.action_space
-    looked = {policy.gripper, policy.encoder.text_stream, *policy.encoder.cameras, *policy.encoder.cameras.values()}
+    seen = policy.encoder
+    looked = {policy.gripper, seen.text_stream, *seen.places, *seen.cameras, *seen.cameras.values()}
     for stream in space.streams:
         if stream.name not in looked:
             raise UserError(
                 f"ActorPolicy does not look at stream {stream.name!r} of kind {stream.kind}: leave it out of task.streams"
             )
-    for name in (policy.gripper, *policy.encoder.cameras.values()):
+    for name in (policy.gripper, *seen.places, *seen.cameras.values()):
         if space[name].frame != action.frame:
             raise UserError(
                 f"stream {name!r} is in frame {space[name].frame!r}, the action in {action.frame!r}: give both in one frame"

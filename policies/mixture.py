@@ -55,6 +55,7 @@ class Mixture(Plain):
         self.n_action_steps = min(p.n_action_steps for p in policies)
         self.goal_steps = max(p.goal_steps for p in policies)
         self.sampler = sampler or heaviest.sampler
+        _require_one_grid([policies[i] for i in self._asked], self.sampler)
 
     def start(self, b: int) -> State:
         return tuple(x for part in self.parts for x in part.start(b))
@@ -72,3 +73,16 @@ class Mixture(Plain):
 
     def denoise(self, x: Tensor, phi: Tensor, cond: tuple[Any, ...]) -> Tensor:
         return self._mixed(x, phi, cond)
+
+
+def _require_one_grid(parts: Sequence[Policy], sampler: Sampler) -> None:
+    """Refuse a part with a schedule a channel beside one without, or beside other schedules: its network knows no other pairs of
+    angles than its own."""
+    for part in parts:
+        for other in (*(p.sampler for p in parts), sampler):
+            one, two = part.sampler.angles, other.angles
+            if one.ndim == 2 and not (one.shape == two.shape and bool(torch.equal(one, two))):
+                raise UserError(
+                    f"policy {part.name} noises some channels by another schedule than the rest, and the mixture walks one angle: mix a "
+                    "policy with one schedule instead, such as policy=actor3d"
+                )

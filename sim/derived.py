@@ -19,7 +19,7 @@ class Derived(gym.Wrapper):
 
     def __init__(self, world: gym.Env, made: Mapping[str, Derivation], name: str) -> None:
         super().__init__(world)
-        self._made = dict(made)
+        self._made, self._seen = dict(made), dict[str, np.ndarray]()
         self._spec = extended(spec_of(world, name), made, name)
         shown: Any = world.observation_space
         new = observation_space(self._spec.obs.pick(made))
@@ -31,16 +31,20 @@ class Derived(gym.Wrapper):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         obs, info = self.env.reset(seed=seed, options=options)
-        return self._with(obs), info
+        self._seen = self._of(obs)
+        return {**obs, **self._seen}, info
 
     def step(self, action: Any):
         obs, *rest = self.env.step(action)
-        return self._with(obs), *rest
+        if getattr(self.unwrapped, "look", True):
+            self._seen = self._of(obs)
+        return {**obs, **self._seen}, *rest
 
     def goal(self) -> dict[str, np.ndarray]:
         """Of a world that names one (`sim.world.Goaled`), with what is made of it."""
-        return self._with(self.env.get_wrapper_attr("goal")())
+        obs = self.env.get_wrapper_attr("goal")()
+        return {**obs, **self._of(obs)}
 
-    def _with(self, obs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _of(self, obs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         made = {name: how for name, how in self._made.items() if obs.keys() >= {*how.needs()}}
-        return {**obs, **{name: derive(name, how, obs) for name, how in made.items()}}
+        return {name: derive(name, how, obs) for name, how in made.items()}

@@ -94,9 +94,11 @@ class Shard:
             self._keep(i, obs, info)
         return self._batch()
 
-    def step(self, action: np.ndarray) -> Batch:
-        """`action` [b d]; rows that are finished ignore theirs."""
+    def step(self, action: np.ndarray, look: bool = True) -> Batch:
+        """`action` [b d]; rows that are finished ignore theirs. `look`: what is shown will be looked at (see `sim.world.World`)."""
         self.reward[:] = 0.0
+        for env in self.envs:
+            env.unwrapped.look = look  # type: ignore[attr-defined]
         for i in np.flatnonzero(~(self.terminated | self.truncated)).tolist():
             with self._row(i):
                 obs, self.reward[i], self.terminated[i], self.truncated[i], info = self.envs[i].step(action[i])

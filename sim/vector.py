@@ -124,6 +124,8 @@ class ShardedVectorEnv(VectorEnv):
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.DISABLED}  # noqa: RUF012  as gymnasium declares it
 
     def __init__(self, env_id: Any, kwargs: dict[str, Any], n_envs: int, n_workers: int) -> None:
+        self.look = True
+        """Whether what the next steps show will be looked at (see `sim.world.World`)."""
         self.closed = True  # until there is something to close
         if n_envs < 1 or n_workers < 0:
             raise UserError(
@@ -202,7 +204,7 @@ class ShardedVectorEnv(VectorEnv):
                 f"step got actions of shape {actions.shape}: give {self.action_space.shape}, one row an environment"
             )
         for rows in self._rows:
-            rows.begin("step", actions[rows.first : rows.first + rows.count])
+            rows.begin("step", actions[rows.first : rows.first + rows.count], self.look)
         return tuple(_join(self._finish()))
 
     def call_rows(self, name: str, rows: Sequence[int], *args: Any) -> list[Any]:

@@ -25,6 +25,7 @@ class World(Protocol):
     - The world truncates itself at its `max_steps` constructor argument.
     - Actions are clipped to `action_space`; one that is not finite raises `UserError`.
     - A world whose reward is the share done of several subtasks names them in `stages`.
+    - While its attribute `look` is set to False a step may show the pictures of before: nobody will look at them. A reset looks.
     """
 
     observation_space: spaces.Dict

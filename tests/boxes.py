@@ -18,6 +18,7 @@ def spec(size):
         Stream("front", "image", (size, size, 3), frame="front"),
         Stream("front_points", "points", (size, size, 3), frame="base"),
         tip,
+        Stream("cloud", "points", (64, 3), XYZ, ("m",) * 3, "base"),
         Stream("goal", "state", (3,), XYZ, ("m",) * 3, "base"),
     )
     action = ActionSpace(
@@ -61,7 +62,7 @@ def episode(random, size, t=12):
     every = lambda x: np.repeat(np.asarray(x)[None], t, 0)
     goal = random.uniform((0.45, -0.15, 0.1), (0.75, 0.15, 0.3)).astype("f4")
     return {
-        "front": every(picture), "front_points": every(points), "tip": pose[:-1], "goal": every(goal),
+        "cloud": every(points.reshape(-1, 3)[random.permutation(size * size)[:64]]), "front": every(picture), "front_points": every(points), "tip": pose[:-1], "goal": every(goal),
         "action": np.concatenate((pose[1:], opening), 1).astype("f4"), "time_s": np.arange(t) / 10.0,
     }  # fmt: skip
 

@@ -39,3 +39,15 @@ def kitchen_zarr():
     if not path.exists():
         pytest.skip("the human Franka Kitchen demonstrations are not on this machine")
     return path
+
+
+@pytest.fixture(scope="session")
+def needs_sapien():
+    """Skips where SAPIEN is missing or has nothing to draw with, and says why; fails there if POLYARM_NEEDS_VULKAN is set."""
+    from polyarm.sim.sapien.vulkan import prepare
+    from polyarm.spec import UserError
+
+    try:
+        prepare()
+    except UserError as error:
+        (pytest.fail if os.environ.get("POLYARM_NEEDS_VULKAN") else pytest.skip)(str(error))

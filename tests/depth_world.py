@@ -48,6 +48,9 @@ class Depth(gym.Env):
     which on they measure nothing."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 10.0}  # noqa: RUF012
+    look = True
+    shots = 0
+    """Of all of the process."""
 
     def __init__(self, cameras=("front",), moved_m=0.0, blind=99, frame="base", render_mode="rgb_array"):
         self.render_mode, self.blind = render_mode, blind
@@ -61,13 +64,17 @@ class Depth(gym.Env):
         self.observation_space = observation_space(self.world_spec.obs)
         self.action_space = gym.spaces.Box(-0.1, 0.1, (2,), np.float32)
 
-    def _obs(self):
+    def _obs(self, look=True):
         obs = {"at": self.at.astype(np.float32)}
+        if not look:
+            return obs | self.pictures
+        Depth.shots += 1
         for c, pose in self.poses.items():
             depth = rendered(pose, LENS, SIZE, np.array(BOX) * 0.5 + [*self.at, 0]) * (self.t < self.blind)
             obs[f"{c}_depth"] = np.rint(depth * 1000).astype(np.uint16)
             obs[f"{c}_camera"] = to_row(LENS, pose)
             obs[c] = np.repeat(np.rint(depth * 100)[..., None], 3, -1).astype(np.uint8)
+        self.pictures = {name: x for name, x in obs.items() if name != "at"}
         return obs
 
     def reset(self, *, seed=None, options=None):
@@ -78,7 +85,7 @@ class Depth(gym.Env):
     def step(self, action):
         self.at, self.t = self.at + np.clip(action, -0.1, 0.1), self.t + 1
         near = bool(np.linalg.norm(self.at) < 0.05)
-        return self._obs(), float(near), False, self.t == 6, {"is_success": near}
+        return self._obs(self.look), float(near), False, self.t == 6, {"is_success": near}
 
     def goal(self):
         return self._obs()

@@ -1,11 +1,14 @@
-"""A table with boxes on it, seen by two cameras: pictures and depth by meeting each pixel's ray with planes, and stores of them."""
+"""A table with boxes on it, seen by two cameras: pictures and depth by `depth_world`, and stores of them."""
 
 import numpy as np
 
-from polyarm.cloud import View, cloud
+from polyarm.camera import from_row, lift, to_row
+from polyarm.cloud import Cloud
 from polyarm.datasets.store import Store
 from polyarm.spec import ActionSpace, ObsSpace, Spec, Stream
 from polyarm.streams import points
+from tests import depth_world
+from tests.depth_world import looking
 
 SIZE = 60, 80
 K = np.array([[70.0, 0, 40.0], [0, 70.0, 30.0], [0, 0, 1]])
@@ -19,45 +22,26 @@ EYES = {"front": ((1.15, 0.35, 0.65), (0.5, 0, 0.05)), "side": ((0.35, -0.85, 0.
 LOW, HIGH = (0.40, -0.25, 0.004), (0.85, 0.25, 0.45)
 
 
-def looking(eye, at):
-    """base_from_camera [3 4]: x right, y down, z ahead, the horizon level."""
-    z = np.subtract(at, eye) / np.linalg.norm(np.subtract(at, eye))
-    x = np.cross(z, [0, 0, 1])
-    x /= np.linalg.norm(x)
-    return np.column_stack([x, np.cross(z, x), z, eye])
-
-
 def rendered(pose, boxes=BOXES):
-    """(picture uint8 [h w 3], depth uint16 [h w] mm) from `base_from_camera`; 0 where nothing is within 4 m."""
-    eye, (h, w) = pose[:, 3], SIZE
-    u, v = np.meshgrid(np.arange(w) + 0.5, np.arange(h) + 0.5)
-    ray = np.stack([(u - K[0, 2]) / K[0, 0], (v - K[1, 2]) / K[1, 1], np.ones_like(u)], -1) @ pose[:, :3].T
-    with np.errstate(divide="ignore"):
-        depth = np.where(ray[..., 2] < 0, -eye[2] / ray[..., 2], np.inf)
-        x, y, _ = np.moveaxis(eye + np.minimum(depth, 99)[..., None] * ray, -1, 0)
-        tiles = (np.floor(x * 10) + np.floor(y * 10)) % 2
-        rgb = np.where(tiles[..., None] > 0, (205, 190, 160), (180, 165, 135))
-        for low, high, colour in boxes:
-            one, two = (np.array(low) - eye) / ray, (np.array(high) - eye) / ray
-            enters, leaves = np.minimum(one, two).max(-1), np.maximum(one, two).min(-1)
-            hit = (enters < leaves) & (enters > 0) & (enters < depth)
-            side = np.minimum(one, two).argmax(-1)
-            shade = np.array([0.75, 0.9, 1.0])[side]
-            depth = np.where(hit, enters, depth)
-            rgb = np.where(hit[..., None], np.array(colour) * shade[..., None], rgb)
-    known = depth < 4
-    return np.where(known[..., None], rgb, 90).astype(np.uint8), np.where(known, depth * 1000, 0).round().astype("u2")
+    """(picture uint8 [h w 3], depth uint16 [h w] mm) of `camera_from_base`; 0 where nothing is within 4 m."""
+    depths = [depth_world.rendered(pose, K, SIZE, np.array(corners)) for *corners, _ in boxes]
+    depth = np.min([np.where(d > 0, d, np.inf) for d in depths], 0)
+    depth = np.where(depth < 4, depth, 0)
+    xyz = lift(depth, "m", K, pose)
+    tiles = np.floor(np.nan_to_num(xyz[..., :2]) * 10).sum(-1) % 2
+    rgb = np.where(tiles[..., None] > 0, (205, 190, 160), (180, 165, 135))
+    for low, high, colour in boxes:
+        inside = ((xyz > np.array(low) - 1e-6) & (xyz < np.array(high) + 1e-6) & (xyz[..., 2:] > 1e-6)).all(-1)
+        shade = np.where(xyz[..., 2] > high[2] - 1e-6, 1.0, 0.8)[..., None]
+        rgb = np.where(inside[..., None], colour * shade, rgb)
+    return rgb.astype(np.uint8), (depth * 1000).round().astype(np.uint16)
 
 
-def camera_row(pose):
-    """What a camera stream holds of it, [16]."""
-    return np.concatenate([[K[0, 0], K[1, 1], K[0, 2], K[1, 2]], pose.reshape(-1)]).astype("f4")
-
-
-def turned(pose, degrees):
-    """The same camera, said to look so much further up than it does."""
+def turned(row, degrees):
+    """A camera's row that says it looks so much further up than it does."""
+    k, pose = from_row(row)
     c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-    return np.column_stack([pose[:, :3] @ [[1, 0, 0], [0, c, -s], [0, s, c]], pose[:, 3]])
+    return to_row(k, np.array([[1, 0, 0], [0, c, s], [0, -s, c]]) @ pose)
 
 
 def streams(names=tuple(EYES), h=SIZE[0], w=SIZE[1]):
@@ -67,11 +51,11 @@ def streams(names=tuple(EYES), h=SIZE[0], w=SIZE[1]):
         yield Stream(f"{c}_camera", "camera", (16,))
 
 
-def steps(t, names=tuple(EYES), said=lambda pose: pose):
-    """Streams of an episode of t rows in which the red box rises and the tip with it. `said`: the pose that is stored."""
-    poses = {c: looking(*EYES[c]) for c in names}
+def steps(t, names=tuple(EYES), said=lambda row: row):
+    """Streams of an episode of t rows in which the red box rises and the tip with it. `said`: of a camera's row, what is stored."""
+    poses = {c: looking(*EYES[c], roll=0) for c in names}
     rise = np.linspace(0, 0.2, t)
-    found = {f"{c}_camera": np.stack([camera_row(said(pose))] * t) for c, pose in poses.items()}
+    found = {f"{c}_camera": np.stack([said(to_row(K, pose))] * t) for c, pose in poses.items()}
     (low, high, red), *others = BOXES
     for c, pose in poses.items():
         up = lambda corner, z: (corner[0], corner[1], corner[2] + z)
@@ -84,18 +68,13 @@ def steps(t, names=tuple(EYES), said=lambda pose: pose):
 POSE = (*"xyz", "qw", "qx", "qy", "qz", "opening")
 
 
-def inverse(pose):
-    return np.column_stack([pose[:, :3].T, -pose[:, :3].T @ pose[:, 3]])
-
-
 def clouds(found, t, n, names=tuple(EYES)):
     """float32 [t n 6] of what was stored, cropped to LOW and HIGH."""
-    pose = lambda c, i: inverse(found[f"{c}_camera"][i, 4:].reshape(3, 4))
-    views = lambda i: [View(found[f"{c}_depth"][i], "mm", K, pose(c, i), found[c][i]) for c in names]
-    return np.stack([cloud(views(i), LOW, HIGH, n) for i in range(t)])
+    how = Cloud(names, LOW, HIGH, n, colours=True)
+    return np.stack([how.make({name: x[i] for name, x in found.items()}) for i in range(t)])
 
 
-def write(path, episodes=1, t=5, only=None, said=lambda pose: pose, names=tuple(EYES), tip=True, n=0):
+def write(path, episodes=1, t=5, only=None, said=lambda row: row, names=tuple(EYES), tip=True, n=0):
     """A store of them; `only`: the kinds of streams that are kept beside the tip; `n`: points of a cloud."""
     kept = [s for s in streams(names) if only is None or s.kind in only]
     found, where = steps(t, names, said)

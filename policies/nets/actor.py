@@ -4,14 +4,15 @@ Rows of the chunk read the instruction, look at all tokens of the scene, then th
 layers and in one branch for the rotation, one for position and opening.
 """
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from polyarm.policies.nets.clock import sinusoidal
-from polyarm.policies.nets.rotary import Attend, Feed, Turn, turn_at
+from polyarm.policies.nets.rotary import Attend, Feed, Kept, Turn, turn_at
 
 
 class Scene(NamedTuple):
@@ -27,6 +28,11 @@ class Scene(NamedTuple):
     words: Float[Tensor, "b w c"] | None = None
     given: Bool[Tensor, "b w"] | None = None
     """False where an instruction has ended."""
+    known: Bool[Tensor, "b n"] | None = None
+    """False where it is not known where a token lies, and none attends to it; None: all are known."""
+    few_known: Bool[Tensor, "b m"] | None = None
+    kept: tuple[Kept, ...] = ()
+    """What each layer of the head that looks at the scene asks of it, where the head has made that already."""
 
 
 class Answer(NamedTuple):
@@ -68,12 +74,13 @@ class Layers(nn.Module):
         signal: Float[Tensor, "b c"] | None = None,
         given: Bool[Tensor, "b s"] | None = None,
         scene: Scene | None = None,
+        kept: Sequence[Kept] = (),
     ) -> Float[Tensor, "b t c"]:
-        """`scene` has the instruction for the layers that read it."""
+        """`scene` has the instruction for the layers that read it; `kept` is the memory of each layer, where it was made."""
         for i, (attend, feed) in enumerate(zip(self.attend, self.feed, strict=True)):
             if i < len(self.words) and scene is not None:
                 x = self.words[i](x, scene.words, signal=signal, given=scene.given)
-            x = feed(attend(x, memory, at, memory_at, signal, given), signal)
+            x = feed(attend(x, kept[i] if kept else memory, at, memory_at, signal, given), signal)
         return x
 
 
@@ -122,6 +129,10 @@ class ActorHead(nn.Module):
         self.position = _two_maps(width, width, 3)
         self.opening = _two_maps(width, width, opening) if opening else None
 
+    def keep(self, scene: Scene) -> Scene:
+        """The scene with what denoising asks of it at every step made once."""
+        return scene._replace(kept=tuple(layer.attention.keep(scene.tokens, scene.at) for layer in self.look.attend))
+
     def forward(
         self, rows: Float[Tensor, "b h r"], xyz: Float[Tensor, "b h 3"], clock: Float[Tensor, "b"], scene: Scene
     ) -> Answer:
@@ -134,25 +145,33 @@ class ActorHead(nn.Module):
             x = x if self.read_feed is None else self.read_feed(x)
         signal = self.clock(self.waves(clock)) + self.gripper(scene.gripper.flatten(1))
         at = turn_at(xyz, self.width)
-        x = self.look(x + place, scene.tokens, at, scene.at, signal)
+        x = self.look(x + place, scene.tokens, at, scene.at, signal, scene.known, kept=scene.kept)
         x = torch.cat((x, scene.few), dim=1)
         at = Turn(torch.cat((at.cos, scene.few_at.cos), dim=1), torch.cat((at.sin, scene.few_at.sin), dim=1))
-        x = self.shared(x, at=at, signal=signal, scene=scene)
-        moved = self.position_features(self.moving(x, at=at, signal=signal, scene=scene)[:, :h])
+        known = None if scene.few_known is None else nn.functional.pad(scene.few_known, (h, 0), value=True)
+        think: dict[str, Any] = {"at": at, "signal": signal, "given": known, "scene": scene}
+        x = self.shared(x, **think)
+        moved = self.position_features(self.moving(x, **think)[:, :h])
         none = moved[..., :0]
         rotation, opening = none, none if self.opening is None else self.opening(moved)
         if self.turning is not None and self.rotation is not None:
-            rotation = self.rotation(self.turning(x, at=at, signal=signal, scene=scene)[:, :h])
+            rotation = self.rotation(self.turning(x, **think)[:, :h])
         return Answer(self.position(moved), rotation, opening)
 
 
 @torch.no_grad()
-def farthest(features: Float[Tensor, "b n c"], keep: int) -> Int[Tensor, "b k"]:
-    """Which tokens to keep, published: the first, then always the one farthest from those kept, in the space of features."""
+def farthest(
+    features: Float[Tensor, "b n c"], keep: int, known: Bool[Tensor, "b n"] | None = None
+) -> Int[Tensor, "b k"]:
+    """Which tokens to keep, published: the first, then always the one farthest from those kept, in the space of features;
+    those that are not `known` last."""
     x = features.double()
     rows = torch.arange(len(x), device=x.device)
     chosen = torch.zeros(len(x), keep, dtype=torch.long, device=x.device)
     nearest = x.new_full(x.shape[:2], torch.inf)
+    if known is not None:
+        nearest[~known] = -1
+        chosen[:, 0] = known.to(torch.uint8).argmax(-1)
     for i in range(1, keep):
         nearest = torch.minimum(nearest, (x - x[rows, chosen[:, i - 1]][:, None]).square().sum(-1))
         chosen[:, i] = nearest.argmax(-1)
@@ -160,12 +179,17 @@ def farthest(features: Float[Tensor, "b n c"], keep: int) -> Int[Tensor, "b k"]:
 
 
 @torch.no_grad()
-def sparsest(features: Float[Tensor, "b n c"], keep: int, neighbours: int = 8) -> Int[Tensor, "b k"]:
+def sparsest(
+    features: Float[Tensor, "b n c"], keep: int, known: Bool[Tensor, "b n"] | None = None, neighbours: int = 8
+) -> Int[Tensor, "b k"]:
     """Which tokens to keep, in the successor: those with the largest mean distance to their nearest `neighbours`, themselves
-    among these, in the space of features; the loneliest first."""
+    among these, in the space of features; the loneliest first, those that are not `known` last."""
     x = features.float()
     apart = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
-    return apart.topk(min(neighbours, x.shape[1]), largest=False).values.mean(-1).topk(keep).indices
+    if known is None:
+        return apart.topk(min(neighbours, x.shape[1]), largest=False).values.mean(-1).topk(keep).indices
+    near = apart.masked_fill(~known[:, None], torch.nan).topk(min(neighbours, x.shape[1]), largest=False).values
+    return near.nanmean(-1).masked_fill(~known, -1).topk(keep).indices
 
 
 def _two_maps(fan_in: int, hidden: int, fan_out: int) -> nn.Sequential:

@@ -24,6 +24,13 @@ class Turn(NamedTuple):
     sin: Float[Tensor, "b n c"]
 
 
+class Kept(NamedTuple):
+    """Keys, turned to where their tokens lie, and values, by head."""
+
+    keys: Float[Tensor, "b n s d"]
+    values: Float[Tensor, "b n s d"]
+
+
 @torch.no_grad()
 def turn_at(xyz: Float[Tensor, "b n 3"], width: int) -> Turn:
     """A third of the channels for each axis, an even number of them and the rest for z; the pairs of an axis' d channels
@@ -66,22 +73,28 @@ class RotaryAttention(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "b t c"],
-        memory: Float[Tensor, "b s c"],
+        memory: Float[Tensor, "b s c"] | Kept,
         at: Turn | None = None,
         memory_at: Turn | None = None,
         given: Bool[Tensor, "b s"] | None = None,
     ) -> Float[Tensor, "b t c"]:
-        """`given`: False where there is no token of the memory."""
+        """`given`: False where there is no token of the memory. A memory that stays the same may be `keep` of it."""
         c = x.shape[-1]
-        weight, bias = self.qkv.weight, self.qkv.bias
-        q = linear(x, weight[:c], bias[:c])
-        k, v = linear(memory, weight[c:], bias[c:]).chunk(2, dim=-1)
-        if at is not None and memory_at is not None:
-            q, k = turned(q, at), turned(k, memory_at)
-        q, k, v = (rearrange(z, "b t (n c) -> b n t c", n=self.heads) for z in (q, k, v))
+        q = linear(x, self.qkv.weight[:c], self.qkv.bias[:c])
+        k, v = memory if isinstance(memory, Kept) else self.keep(memory, None if at is None else memory_at)
+        q = self._heads(q if at is None or memory_at is None else turned(q, at))
         sees = None if given is None else given[:, None, None]
         y = scaled_dot_product_attention(q, k, v, sees, self.dropout if self.training else 0.0)
         return self.out(rearrange(y, "b n t c -> b t (n c)"))
+
+    def keep(self, memory: Float[Tensor, "b s c"], at: Turn | None) -> Kept:
+        """What attention asks of a memory."""
+        c = memory.shape[-1]
+        k, v = linear(memory, self.qkv.weight[c:], self.qkv.bias[c:]).chunk(2, dim=-1)
+        return Kept(self._heads(k if at is None else turned(k, at)), self._heads(v))
+
+    def _heads(self, x: Float[Tensor, "b t c"]) -> Float[Tensor, "b n t d"]:
+        return rearrange(x, "b t (n d) -> b n t d", n=self.heads)
 
 
 class AdaLN(nn.Module):
@@ -114,7 +127,7 @@ class Attend(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "b t c"],
-        memory: Float[Tensor, "b s c"] | None = None,
+        memory: Float[Tensor, "b s c"] | Kept | None = None,
         at: Turn | None = None,
         memory_at: Turn | None = None,
         signal: Float[Tensor, "b c"] | None = None,

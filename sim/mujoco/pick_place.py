@@ -66,6 +66,7 @@ class PickPlace(gym.Env):
     observation_space: spaces.Dict
     action_space: spaces.Box
     metadata = {"render_modes": ["rgb_array"], "render_fps": RATE_HZ}  # noqa: RUF012  as gymnasium declares it
+    look = True
 
     def __init__(
         self,
@@ -123,7 +124,7 @@ class PickPlace(gym.Env):
         self._refresh()
         success = self.is_success
         truncated = round(self.time_s * RATE_HZ) >= self.max_steps
-        return self._obs(), float(success), success, truncated, {"is_success": success}
+        return self._obs(self.look), float(success), success, truncated, {"is_success": success}
 
     def render(self) -> np.ndarray:
         return picture(self.model, self.data, "front", self.render_size, self.shadows)
@@ -193,7 +194,7 @@ class PickPlace(gym.Env):
         mujoco.mj_comPos(self.model, self.data)
         mujoco.mj_camlight(self.model, self.data)
 
-    def _obs(self) -> dict[str, np.ndarray]:
+    def _obs(self, look: bool = True) -> dict[str, np.ndarray]:
         yaw = 4 * self.cube_yaw
         low_dim = {
             "joint_pos": [*self.joints, self.opening],
@@ -201,7 +202,9 @@ class PickPlace(gym.Env):
             "target": self.target_pos,
         }
         obs = {name: np.asarray(value, np.float32) for name, value in low_dim.items()}
-        return obs | {c: picture(self.model, self.data, c, self.image_size, self.shadows) for c in self.cameras}
+        if look:
+            self._pictures = {c: picture(self.model, self.data, c, self.image_size, self.shadows) for c in self.cameras}
+        return obs | self._pictures
 
 
 def _colour(rgb: Sequence[float] | None) -> tuple[float, ...]:

@@ -27,21 +27,28 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
+
 from polyarm.spec import UserError
 
 ICD = "vk_swiftshader_icd.json"
+CACHE = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
 PLACES = (
     f"{sys.prefix}/share/vulkan",
-    "~/.cache/polyarm/vulkan",
+    f"{CACHE}/polyarm/vulkan",
     "/usr/lib/chromium",
     "/usr/lib/chromium-browser",
     "/usr/lib64/chromium-browser",
     "/snap/chromium/current/usr/lib/chromium-browser",
     "/opt/google/chrome",
 )
-"""Where SwiftShader may be: the first is where the set-up puts it, others come with a browser."""
+"""Where SwiftShader may be: `polyarm.sim.sapien.swiftshader` puts it in one of the first two, others come with a browser."""
 NAMED_BY = ("VK_DRIVER_FILES", "VK_ICD_FILENAMES", "VK_ADD_DRIVER_FILES")
 """Whoever sets one of these has chosen the drivers."""
+REMEDY = (
+    "run `python -m polyarm.sim.sapien.swiftshader`, which brings a driver that draws on a CPU, install a GPU's, "
+    f"or name one by VK_DRIVER_FILES=/path/to/{ICD}"
+)
 
 
 def device() -> str:
@@ -76,6 +83,25 @@ def prepare() -> Any:
     return mani_skill
 
 
+def draw() -> np.ndarray:
+    """A lit box on black, [64 64 3] uint8."""
+    _renderer()
+    import sapien
+
+    sapien.render.set_camera_shader_dir(str(_shaders()))
+    sapien.render.set_picture_format("Color", "r8g8b8a8unorm")
+    sapien.render.set_picture_format("PositionSegmentation", "r16g16b16a16sint")
+    scene = sapien.Scene()
+    scene.set_ambient_light([0.5, 0.5, 0.5])
+    box = scene.create_actor_builder()
+    box.add_box_visual(half_size=[0.2, 0.2, 0.2], material=[0.8, 0.2, 0.2])
+    box.build_static(name="box").set_pose(sapien.Pose([1, 0, 0]))
+    camera = scene.add_camera("camera", 64, 64, fovy=1, near=0.1, far=10)
+    scene.update_render()
+    camera.take_picture()
+    return camera.get_picture("Color")[..., :3]
+
+
 @cache
 def _renderer() -> Any:
     """SAPIEN's renderer on the best device; kept, since one that is freed with its last scene starts anew with the next."""
@@ -95,14 +121,10 @@ def _renderer() -> Any:
         with _hushed():
             return sapien.render.RenderSystem()
     except RuntimeError as error:
-        chosen = "".join(f" with {name}={value}" for name, value in named.items())
-        raise UserError(f"SAPIEN finds no Vulkan driver that draws{chosen} ({error}): {REMEDY}") from error
-
-
-REMEDY = (
-    "install a GPU's driver, or SwiftShader, which draws on a CPU (Debian: apt-get install chromium-common), "
-    f"or name a driver by VK_DRIVER_FILES=/path/to/{ICD}"
-)
+        if not named:
+            raise UserError(f"SAPIEN finds no Vulkan driver that draws ({error}): {REMEDY}") from error
+        chosen = ", ".join(f"{name}={value}" for name, value in named.items())
+        raise UserError(f"{chosen} names no Vulkan driver that draws ({error}): correct it or leave it out") from error
 
 
 def _swiftshader() -> str | None:
@@ -139,7 +161,7 @@ def _shaders() -> Path:
         texts[file.relative_to(source)] = text
     made = f"sapien-shaders-{sha256(repr(texts).encode()).hexdigest()[:16]}"
     try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "polyarm" / made
+        folder = Path(CACHE).expanduser() / "polyarm" / made
         _write(folder, texts)
     except (OSError, RuntimeError):  # no home, or one that cannot be written to
         folder = Path(tempfile.mkdtemp(prefix="polyarm-"))
@@ -201,3 +223,20 @@ def _refuse_downloads() -> None:
 
     registration.EnvSpec.make, BaseAgent._load_articulation, physx.enable_gpu = environment, robot, physx_on_gpu
     download_asset.prompt_yes_no = download_asset.download = refuse
+
+
+def main() -> int:
+    """Says what drew a picture."""
+    try:
+        picture = draw()
+        if picture.std() < 1:
+            raise UserError(f"{driver()} draws an empty picture: {REMEDY}")
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"{driver()}, {picture.shape[1]}x{picture.shape[0]}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

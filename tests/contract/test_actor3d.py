@@ -17,6 +17,8 @@ from polyarm.cli import main
 from polyarm.config import build, compose
 from polyarm.encoders.backbone import without_pretrained
 from polyarm.encoders.clip import ClipMaps
+from polyarm.policies import checkpoint
+from polyarm.policies.mixture import Mixture
 from polyarm.spec import ObsSpace, Scale, Spec, Stream, UserError
 from tests import boxes
 
@@ -32,9 +34,11 @@ def store(tmp_path_factory):
     return boxes.store(tmp_path_factory.mktemp("boxes") / "boxes.zarr")
 
 
+SCENE = "task.streams=[front,front_points,tip]"
+
+
 def words(store, out, *more):
-    streams = "task.streams=[front,front_points,tip]"
-    return [f"task.demos.path={store}", "task=own", streams, f"output_dir={out}", *SMALL, *more]
+    return [f"task.demos.path={store}", "task=own", SCENE, f"output_dir={out}", *SMALL, *more]
 
 
 @pytest.mark.parametrize("policy", ["actor3d", "actor3d_ddpm"])
@@ -47,6 +51,29 @@ def test_it_trains_is_judged_and_acts(store, tmp_path, policy):
     e = boxes.episode(np.random.default_rng(3), 32)
     row = agent.act({name: e[name][0] for name in ("front", "front_points", "tip")})
     assert row.shape == (10,) and np.isfinite(row).all()
+
+
+def test_it_mixes_with_policies_of_clouds_and_of_pictures(store, tmp_path, capsys):
+    """And the pair of schedules is refused before anything is played. Mutation: no check of the parts' grids."""
+    plain = ["policy.body.width=16", "policy.body.blocks=1", *SMALL[3:]]
+    own = lambda out, *more: [f"task.demos.path={store}", "task=own", f"output_dir={tmp_path}/{out}", *plain, *more]
+    assert main(["train", "policy=actor3d", *words(store, tmp_path / "scene")]) == 0
+    assert main(["train", "policy=dp3", "encoder=points", "task.streams=[tip,cloud]", *own("points")]) == 0
+    assert main(["train", "policy=flow", "encoder=small", "task.streams=[tip,front]", *own("image")]) == 0
+    runs = [str(tmp_path / name) for name in ("scene", "points", "image")]
+    mixed = ["eval", *runs, "--weights", "0.5", "0.3", "0.2", "eval.samples=1", "eval.device=cpu"]
+    assert main([*mixed, f"output_dir={tmp_path}/mixed"]) == 0
+    assert main(["train", "policy=actor3d_ddpm", *words(store, tmp_path / "pair")]) == 0
+    capsys.readouterr()
+    assert (
+        main(["eval", str(tmp_path / "pair"), runs[0], "--weights", "0.5", "0.5", "eval.samples=1", "eval.device=cpu"])
+        != 0
+    )
+    assert "such as policy=actor3d" in capsys.readouterr().err
+    pair, other = (checkpoint.load(tmp_path / name) for name in ("pair", "scene"))
+    Mixture([pair, pair], (0.5, 0.5))
+    with pytest.raises(UserError, match="noises some channels by another schedule"):
+        Mixture([other, pair], (0.9, 0.1))
 
 
 def test_a_policy_chooses_its_body_and_encoder_and_a_word_chooses_another():

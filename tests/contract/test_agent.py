@@ -121,7 +121,7 @@ class Counter(Plain):
     """Worlds that count: observation t, reward t / 10, success at 5 for even seeds, truncated at 7 for odd ones."""
 
     def __init__(self, n):
-        self.num_envs = n
+        self.num_envs, self.look = n, True
         one = ObsSpace((Stream("t", "state", (1,), ("t",), ("1",)),), 10.0)
         self.world_spec = Spec(one, ActionSpace(("a",), ("1",), "", 10.0))
         self.t, self.seed = np.zeros(n), np.zeros(n, int)

@@ -130,6 +130,9 @@ def test_a_doctor_reports_what_is_broken(monkeypatch, capsys):
     monkeypatch.setattr(doctor, "import_module", import_module)
     monkeypatch.setattr(doctor, "_render", lambda: 1 / 0)
     monkeypatch.setattr(
+        doctor, "_sapien", lambda: (_ for _ in ()).throw(UserError("VK=/a: b draws nothing: leave it out"))
+    )
+    monkeypatch.setattr(
         doctor,
         "version",
         lambda name: "1.2" if name != "zarr" else (_ for _ in ()).throw(doctor.PackageNotFoundError(name)),
@@ -138,6 +141,7 @@ def test_a_doctor_reports_what_is_broken(monkeypatch, capsys):
     assert (rows["av"]["ok"], rows["av"]["found"]) == (False, "libx [264] is missing")
     assert (rows["zarr"]["ok"], rows["zarr"]["found"]) == (False, "not installed") and rows["zarr"]["remedy"]
     assert rows["torch"] == {"ok": True, "found": "1.2", "remedy": ""} and not rows["rendering"]["ok"]
+    assert rows["SAPIEN"] == {"ok": False, "found": "VK=/a: b draws nothing", "remedy": "leave it out"}
     assert {"python", "GPU", "disk", "cores"} <= rows.keys()
     doctor.show(rows)
     assert "[264]" in capsys.readouterr().out, "brackets are no markup"

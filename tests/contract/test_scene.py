@@ -9,23 +9,29 @@ import hashlib
 import json
 import re
 import subprocess
+from inspect import unwrap
 from shutil import which
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
+from polyarm.camera import lift, project
 from polyarm.cli import main
-from polyarm.cloud import lift, project
 from polyarm.datasets.arrays import write_store
 from polyarm.datasets.store import Store, open_store
 from polyarm.eval.page import text
 from polyarm.eval.report import write_report
+from polyarm.eval.run import demonstrations, look, workspace
 from polyarm.eval.scene import POINTS, has_scene, moment, scene
 from polyarm.eval.turning import nice, view, write_look
 from polyarm.spec import ObsSpace, Stream, UserError
 from polyarm.streams import points
 from tests import rgbd
 from tests.contract.test_report import HOSTILE, Page, result
+from tests.contract.test_seen import Nested, Whole
+
+OPEN = "polyarm.datasets.store.open_store"
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +62,9 @@ def test_the_points_of_the_page_are_those_that_training_lifts(tmp_path, store):
     for row, m in zip((0, 2, 4), data["moments"], strict=True):
         assert sum(len(c["xyz"]) for c in m["cameras"]) > POINTS / 2
         for c in m["cameras"]:
-            pose = rgbd.looking(*rgbd.EYES[c["name"]])
-            xyz = lift(demos.read(f"{c['name']}_depth")[row], "mm", rgbd.K, rgbd.inverse(pose))
-            pixel, depth = project(c["xyz"], rgbd.K, rgbd.inverse(pose))
+            pose = rgbd.looking(*rgbd.EYES[c["name"]], roll=0)
+            xyz = lift(demos.read(f"{c['name']}_depth")[row], "mm", rgbd.K, pose)
+            pixel, depth = project(c["xyz"], rgbd.K, pose)
             v, u = np.floor(pixel.T[::-1]).astype(int)
             assert np.abs(c["xyz"] - xyz[v, u]).max() < 0.51 * data["step"] + 1e-6 and (depth > 0).all()
             assert np.array_equal(c["rgb"], demos.read(c["name"])[row][v, u])
@@ -73,9 +79,9 @@ def test_a_camera_stands_and_looks_where_its_calibration_says(tmp_path, store):
     page = shown(tmp_path, store)
     h, w = rgbd.SIZE
     for c in drawn(page)["moments"][0]["cameras"]:
-        pose = rgbd.looking(*rgbd.EYES[c["name"]])
+        pose = rgbd.looking(*rgbd.EYES[c["name"]], roll=0)
         assert c["eye"] == pytest.approx(rgbd.EYES[c["name"]][0], abs=1e-4)
-        pixel, depth = project(np.array(c["corners"]), rgbd.K, rgbd.inverse(pose))
+        pixel, depth = project(np.array(c["corners"]), rgbd.K, pose)
         assert np.abs(pixel - [[0, 0], [w, 0], [w, h], [0, h]]).max() < 0.1 and (depth > 0).all()
     cells = [e["text"] for e in page.all("td")]
     (x, y), angle = (0.5 + 0.05 / 0.6 * -0.65, -0.35 / 0.6 * 0.05), np.degrees(2 * np.arctan2(40, np.hypot(70, 30)))
@@ -94,7 +100,7 @@ def tilt(xyz):
 
 def test_a_wrong_extrinsic_tilts_the_table(tmp_path, store):
     """By what it is wrong, in the points that are drawn and in the numbers beside them."""
-    wrong = rgbd.write(tmp_path / "wrong.zarr", said=lambda pose: rgbd.turned(pose, 10))
+    wrong = rgbd.write(tmp_path / "wrong.zarr", said=lambda row: rgbd.turned(row, 10))
     right, off = drawn(shown(tmp_path, store)), (page := shown(tmp_path, wrong), drawn(page))[1]
     for a, b in zip(right["moments"][0]["cameras"], off["moments"][0]["cameras"], strict=True):
         assert tilt(a["xyz"]) < 0.2 and tilt(b["xyz"]) == pytest.approx(10, abs=0.5)
@@ -202,9 +208,10 @@ def test_no_episode_and_a_calibration_that_is_none_are_sentences(tmp_path, store
     with pytest.raises(UserError, match="no episode 0 among 0"):
         scene(open_store(tmp_path / "empty.zarr"))
     monkeypatch.setattr("polyarm.datasets.store.require_rows", lambda *_: None)  # as older stores were written
-    for said in (lambda pose: pose * 0, lambda pose: pose * [-1, 1, 1, 1]):
+    mirrored = lambda row: row * [1, 1, 1, 1, *[-1, 1, 1, 1] * 3]
+    for said in (lambda row: row * 0, mirrored):
         path = rgbd.write(tmp_path / f"{len(list(tmp_path.iterdir()))}.zarr", said=said, t=1)
-        with pytest.raises(UserError, match="camera 'front': the rotation of the extrinsics"):
+        with pytest.raises(UserError, match="stream 'front_camera' (holds zeros|has a rotation of determinant -1)"):
             scene(open_store(path))
 
 
@@ -215,3 +222,59 @@ def test_cells_of_the_grid_are_round_numbers():
 def test_worlds_without_depth_have_no_view():
     assert not has_scene(ObsSpace((Stream("front", "image", (4, 4, 3)),), 10.0))
     assert has_scene(ObsSpace((Stream("front_depth", "depth", (4, 4)),), 10.0))
+
+
+class Shown:
+    """Worlds of one observation."""
+
+    num_envs, replays = 1, True
+
+    def __init__(self, demos, **changed):
+        self.world_spec = demos.spec
+        self.obs = {s.name: demos.read(s.name)[:1] for s in demos.spec.obs.streams} | changed
+
+    def reset(self, *, seed, options):
+        return self.obs, {}
+
+    def step(self, actions): ...
+
+
+def test_a_report_takes_the_demonstrations_and_what_the_world_shows(tmp_path, store):
+    """With the workspace of the cloud that the task sees. What cannot be shown is a note, and the rest is there."""
+    box = {"low": [0.4, -0.25, 0.004], "high": [0.85, 0.25, 0.45]}
+    other = {"low": [0, 0, 0], "high": [1, 1, 1]}
+    task = OmegaConf.create(
+        {"derive": {"other": other, "map": {"camera": "front"}, "cloud": box}, "streams": ["map", "cloud"]}
+    )
+    assert workspace(task) == (box["low"], box["high"])
+    assert workspace(OmegaConf.create({"streams": None, "derive": {"cloud": box}})) is None
+    assert workspace(OmegaConf.create({"streams": ["tip"]})) is None
+
+    demos, notes = open_store(store), []
+    shows_worlds = unwrap(look)  # types unchecked: Shown is a stand-in
+    seeing = Nested(demos.spec.obs.pick(["front"]), front=Whole)
+    views, (live,) = shows_worlds(seeing, Shown(demos), 7, workspace(task), notes)
+    assert (
+        [v.stream for v in views] == ["front"]
+        and notes == []
+        and live.title.startswith("seed 7")
+        and live.box == workspace(task)
+    )
+    made = {"_target_": "polyarm.cloud.Cloud", "cameras": ["front"], **box, "points": 40}
+    node = {"demos": {"_target_": OPEN, "path": str(store)}, "derive": {"made": made}, "streams": ["made"]}
+    (stored,) = demonstrations(OmegaConf.create(node), notes)[1]
+    assert stored.box == workspace(task) and stored.moments[2].seen["made"].xyz.shape == (40, 3)
+    for a, b in zip(stored.moments[0].cameras, live.moments[0].cameras, strict=True):
+        assert np.array_equal(a.points.xyz, b.points.xyz), "stored depth and live depth give the same points"
+    assert np.array_equal(stored.moments[0].tip, live.moments[0].tip)
+    write_report(tmp_path / "r.html", title="t", result=result(), scenes=[stored, live])
+    corners = [json.loads(e["data-scene"])["box"] for e in Page(tmp_path / "r.html").all("canvas")]
+    assert corners == [[box["low"], box["high"]], [box["low"], box["high"]]]
+
+    none = Shown(demos, front_camera=np.zeros((1, 16), "f4"))
+    assert shows_worlds(seeing, none, 7, None, notes)[1] == [] and "camera" in notes[0] and len(notes) == 1
+    bad = rgbd.write(tmp_path / "bad.zarr", said=lambda row: row * 0, t=1)
+    card, scenes, gone = demonstrations(
+        OmegaConf.create({"demos": {"_target_": OPEN, "path": str(bad)}, "streams": None}), notes
+    )
+    assert card["episodes"] == 1 and scenes == [] and gone == "" and "no view of the demonstrations" in notes[1]

@@ -138,11 +138,18 @@ class Clip(nn.Module):
 
 def encoder(width, heads, history, words_layers):
     space = ObsSpace(
-        (Stream("rgb", "image", (256, 256, 3)), Stream("xyz", "points", (256, 256, 3)), Stream("task", "text", (53,))),
+        (
+            *(
+                Stream("rgb", "image", (256, 256, 3)),
+                Stream("xyz", "points", (256, 256, 3)),
+                Stream("task", "text", (53,)),
+            ),
+            Stream("tip", "state", (3,), ("x", "y", "z"), ("m",) * 3),
+        ),
         10.0,
     )
     return SceneEncoder(
-        space, history, cameras=None, image=partial(Pyramid, trunk=Rn50, stride=8), text=lambda stream: Clip(), width=width,
+        space, history, "tip", ("x", "y", "z"), cameras=None, resize="bilinear", places=[], gripper_state=False, augment=None, image=partial(Pyramid, trunk=Rn50, stride=8), text=lambda stream: Clip(), width=width,
         heads=heads, words_layers=words_layers, gripper_layers=3, dropout=0.0, words_dropout=0.1, choose=farthest, thin=5,
     )  # fmt: skip
 

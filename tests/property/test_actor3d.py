@@ -8,13 +8,14 @@ import torch
 from torch import nn
 
 from polyarm.encoders.language import Instruction
+from polyarm.encoders.points import zoom_about_centre, zoom_and_crop
 from polyarm.encoders.pyramid import ConvMaps, Pyramid
 from polyarm.policies.actor3d import ActorPolicy
 from polyarm.policies.generate.angle import Schedule, ddpm, linear_flow
 from polyarm.policies.generate.forms import Diffusion, Flow, LogitNormal
 from polyarm.policies.generate.sample import Sampler, ancestral, euler
 from polyarm.policies.nets.actor import ActorHead, Answer, farthest, sparsest
-from polyarm.policies.nets.rotary import AdaLN
+from polyarm.policies.nets.rotary import AdaLN, turn_at
 from polyarm.policies.nets.scene import SceneEncoder
 from polyarm.policies.policy import clip_losses, plan, require_policy
 from polyarm.rotation import CHANNELS
@@ -27,6 +28,8 @@ IMAGE, POINTS = (
     Stream("front_points", "points", (16, 16, 3), frame="base"),
 )
 TCP = Stream("tcp", "state", (4,), ("width", *XYZ), ("m",) * 4, "base", Scale.identity(4))
+JOINTS = Stream("joints", "state", (1,), ("elbow",), ("rad",), "base", Scale.identity(1))
+GOAL = Stream("goal", "state", (4,), (*XYZ, "lit"), ("m", "m", "m", "1"), "base", Scale.identity(4))
 SPACE = ObsSpace((IMAGE, POINTS, TCP), 10.0)
 TOLD = ObsSpace((*SPACE.streams, Stream("task", "text", (16,))), 10.0)
 SIX = CHANNELS["rot6d_columns"]
@@ -59,12 +62,12 @@ def successor(space=SPACE, action=ACTION, **other):
     })  # fmt: skip
 
 
-def made(space, action, choose, horizon=3, n_obs_steps=2, whole=False, cameras=None, width=24, **other):
+def made(space, action, choose, horizon=3, n_obs_steps=2, whole=False, width=24, scene=None, **other):
     torch.manual_seed(0)
     encoder = partial(
-        SceneEncoder, cameras=cameras, image=partial(Pyramid, trunk=partial(ConvMaps, channels=(8, 16, 16)), stride=4),
+        SceneEncoder, image=partial(Pyramid, trunk=partial(ConvMaps, channels=(8, 16, 16)), stride=4),
         text=partial(Instruction, width=8, layers=1, heads=2, features=4), width=24, heads=2, words_layers=1, gripper_layers=1,
-        dropout=0.0, words_dropout=0.0, choose=choose, thin=4,
+        dropout=0.0, words_dropout=0.0, choose=choose, thin=4, **SCENE | (scene or {}),
     )  # fmt: skip
     body = partial(
         ActorHead, width=width, heads=2, cross_layers=1, shared_layers=1, branch_layers=1, dropout=0.0, words_dropout=0.0,
@@ -79,6 +82,7 @@ def made(space, action, choose, horizon=3, n_obs_steps=2, whole=False, cameras=N
     return ActorPolicy("actor3d", space, action, horizon, n_obs_steps, encoder=encoder, body=body, **settings)
 
 
+SCENE = {"cameras": None, "resize": "nearest", "places": None, "gripper_state": False, "augment": None}
 SETTINGS = pytest.mark.parametrize("setting", [published, successor])
 
 
@@ -104,6 +108,9 @@ class Knows(nn.Module):
     def __init__(self, position, rotation, logits):
         super().__init__()
         self.answer, self.asked = Answer(position, rotation, logits), []
+
+    def keep(self, scene):
+        return scene
 
     def forward(self, rows, xyz, clock, scene):
         self.asked.append((rows, xyz, clock))
@@ -212,9 +219,7 @@ def test_relative_chunks_do_not_depend_on_where_the_scene_is(setting):
     """Points and gripper moved together: the chunk moves with them, to 1e-5. Mutations: shift the points alone, leave the
     gripper's history where it was."""
     policy, obs = setting(action=RELATIVE).eval(), looked()
-    for module in policy.modules():
-        if isinstance(module, AdaLN):  # untrained, it does not hear of the gripper
-            nn.init.normal_(module.modulation[1].weight, std=0.3)
+    hears(policy)
     shift = torch.tensor([0.7, -0.4, 0.9])
     moved = obs | {"front_points": obs["front_points"] + shift}
     moved["tcp"] = obs["tcp"] + torch.cat((torch.zeros(1), shift))
@@ -233,19 +238,22 @@ def test_absolute_chunks_depend_on_where_the_scene_is(setting):
 def test_tokens_lie_where_their_pixels_are():
     """A point map that is linear in the pixel: each token lies at its cell's middle. Mutations: rows and columns swapped,
     the oldest row in place of the newest."""
-    policy, seen = successor(), {}
+    seen = {}
     rows = torch.arange(16.0)
     points = torch.stack((rows[:, None].expand(16, 16), rows[None].expand(16, 16), torch.zeros(16, 16)), dim=-1)
     obs = looked() | {"front_points": torch.stack((torch.zeros_like(points), points)).expand(2, 2, 16, 16, 3)}
 
     def place(xyz):
-        seen["xyz"] = xyz
+        seen.setdefault("xyz", xyz)
         return xyz
 
-    policy.encoder(obs, place, torch.zeros(2, 2, 3))
-    middles = 4 * torch.arange(4.0) + 1.5
-    assert torch.allclose(seen["xyz"][0, :, 0], middles.repeat_interleave(4))
-    assert torch.allclose(seen["xyz"][0, :, 1], middles.repeat(4))
+    for resize, middle in (("bilinear", 1.5), ("nearest", 2.0)):
+        policy = successor(scene={"resize": resize})
+        seen.clear()
+        policy.encoder(obs, place)
+        middles = 4 * torch.arange(4.0) + middle
+        assert torch.allclose(seen["xyz"][0, :, 0], middles.repeat_interleave(4))
+        assert torch.allclose(seen["xyz"][0, :, 1], middles.repeat(4))
 
 
 def test_what_is_said_is_heard():
@@ -260,12 +268,170 @@ def test_two_cameras_are_paired_by_name():
     """Mutation: pair images and points in the order of the space."""
     names = {"front": "front_points", "wrist": "a_points"}
     extra = (replace(POINTS, name="a_points"), replace(IMAGE, name="wrist"))
-    policy = successor(ObsSpace((*extra, *SPACE.streams), 10.0), cameras=names).eval()
+    policy = successor(ObsSpace((*extra, *SPACE.streams), 10.0), scene={"cameras": names}).eval()
     obs = looked()
     pair = {"wrist": obs["front"], "a_points": obs["front_points"] + 1}
     scene, _ = policy.encode(obs | pair, ())
     alone, _ = successor().eval().encode(obs, ())
     assert scene.tokens.shape[1] == 32 and torch.allclose(scene.at.sin[:, :16], alone.at.sin)
+
+
+def hears(policy):
+    """Modulation that is not zero any more, as after training: the head hears of the gripper."""
+    for module in policy.modules():
+        if isinstance(module, AdaLN):
+            nn.init.normal_(module.modulation[1].weight, std=0.3)
+    return policy.eval()
+
+
+def act(policy, obs):
+    with torch.no_grad():
+        return plan(policy, obs, (), torch.Generator().manual_seed(0)).action
+
+
+PLACED = ObsSpace((*SPACE.streams, GOAL), 10.0)
+
+
+@SETTINGS
+def test_a_goal_that_no_camera_sees_is_a_token_where_it_lies(setting):
+    """Kept by the thinning, told what its stream has beside the place, and moved with the scene where chunks are relative.
+    Mutations: the goal's token in the scene alone; its place not in the network's coordinates; the rest not told."""
+    policy, obs = hears(setting(PLACED)), looked() | {"goal": torch.rand(2, 2, 4)}
+    scene, _ = policy.encode(obs, ())
+    bare, _ = setting().eval().encode(looked(), ())
+    assert scene.tokens.shape[1] == bare.tokens.shape[1] + 1 and scene.few.shape[1] == bare.few.shape[1] + 1
+    assert torch.equal(scene.few[:, -1], scene.tokens[:, -1])
+    xyz = obs["goal"][:, -1:, :3] if setting is successor else obs["goal"][:, -1:, :3] * torch.tensor(SCALE.gain[:3]) + torch.tensor(SCALE.offset[:3])  # fmt: skip
+    assert torch.allclose(scene.at.cos[:, -1:], turn_at(xyz, 24).cos, atol=1e-6)
+    moved, lit = obs["goal"] + torch.tensor([0.3, 0, 0, 0]), obs["goal"] + torch.tensor([0, 0, 0, 1.0])
+    for other in (moved, lit):
+        assert not torch.allclose(act(policy, obs), act(policy, obs | {"goal": other}), atol=1e-4)
+    past = torch.cat((moved[:, :1], obs["goal"][:, 1:]), 1)
+    assert torch.equal(act(policy, obs), act(policy, obs | {"goal": past}))  # the newest row is where it is
+    relative = hears(setting(PLACED, RELATIVE))
+    shift = torch.tensor([0.7, -0.4, 0.9])
+    there = obs | {"front_points": obs["front_points"] + shift}
+    there["tcp"], there["goal"] = obs["tcp"] + torch.cat((torch.zeros(1), shift)), obs["goal"] + torch.cat((shift, torch.zeros(1)))  # fmt: skip
+    assert torch.allclose(act(relative, obs)[..., :3] + shift, act(relative, there)[..., :3], atol=1e-5)
+    with pytest.raises(UserError, match="does not look at stream 'goal'"):
+        setting(PLACED, scene={"places": []})
+
+
+def test_the_grippers_state_is_told_unless_as_published():
+    """Mutation: the state of the newest row for all."""
+    obs = looked()
+    wider = obs | {"tcp": obs["tcp"] + torch.tensor([1.0, 0, 0, 0]) * torch.tensor([1.0, 0]).view(1, 2, 1)}
+    for told in (False, True):
+        policy = hears(successor(scene={"gripper_state": told}))
+        assert torch.allclose(act(policy, obs), act(policy, wider), atol=1e-5) != told
+
+
+UNKNOWN = torch.zeros(16, 16, dtype=torch.bool)
+UNKNOWN[:8, 2:10] = True
+"""Of 4 x 4 cells, whose middles are pixels 2, 6, 10 and 14: four of which nothing is known."""
+
+
+@SETTINGS
+def test_where_depth_is_not_known_nothing_is_seen(setting):
+    """Whatever the picture shows there, the chunk is the same, finite, and so are gradients; a known pixel counts. Mutations:
+    leave the mask out of the rows' look, the gripper's look, the thinking together, or the choice; zeros for nan."""
+    policy, obs = hears(setting()), looked()
+    hidden = obs["front_points"].masked_fill(UNKNOWN[..., None], torch.nan)
+    scene, _ = policy.encode(obs | {"front_points": hidden}, ())
+    assert scene.known.sum(1).tolist() == [12, 12] and scene.few_known.all()
+    at = torch.nonzero(~scene.known[0])[:, 0].tolist()
+    assert at == [0, 1, 4, 5]
+    few = torch.ones(16, 16, dtype=torch.bool)
+    few[12:, :12] = False  # three cells are known, and four are thought with
+    scarce = obs["front_points"].masked_fill(few[..., None], torch.nan)
+    policy.encoder.image = Painted()
+    shown = {"front_points": hidden, "front": torch.zeros_like(obs["front"])}
+    painted = shown["front"].clone()
+    painted[..., UNKNOWN, :] = 200
+    other = shown["front"].clone()
+    other[..., 12:, 12:, :] = 200
+    first = act(policy, obs | shown)
+    assert first.isfinite().all() and torch.allclose(first, act(policy, obs | shown | {"front": painted}), atol=1e-6)
+    assert not torch.allclose(first, act(policy, obs | shown | {"front": other}), atol=1e-5)
+    painted[..., few, :] = 200
+    first, second = (act(policy, obs | {"front": x, "front_points": scarce}) for x in (shown["front"], painted))
+    assert first.isfinite().all() and torch.allclose(first, second, atol=1e-6)
+    policy = setting().train()
+    cond, _ = policy.encode(obs | {"front_points": hidden}, ())
+    sum(policy.loss(actions(), cond, torch.Generator().manual_seed(0)).values()).backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in policy.parameters())
+    with pytest.raises(UserError, match="no token of front_points has a known place"):
+        policy.encode(obs | {"front_points": torch.full_like(hidden, torch.nan)}, ())
+
+
+class Painted(nn.Module):
+    """The red of each cell's middle pixel as its features: no cell sees another's."""
+
+    def forward(self, image):
+        return image[:, 2::4, 2::4, :1].permute(0, 3, 1, 2).expand(-1, 24, -1, -1) * torch.linspace(-1, 1, 24)[:, None, None] / 100  # fmt: skip
+
+
+def test_unknown_tokens_are_kept_last():
+    """And tell nothing of who is lonely. Mutations: their distances in the mean; the first token first though not known."""
+    x = torch.tensor([0.0, 1, 2, 3, 4, 50, 90]).view(1, -1, 1)
+    known = torch.tensor([[False, True, True, True, True, True, False]])
+    assert farthest(x, 3, known).tolist() == [[1, 5, 4]]
+    assert sparsest(x, 2, known, neighbours=2).tolist()[0][0] == 5
+    beside = torch.tensor([0.0, 1, 2, 3, 10, 11, 99]).view(1, -1, 1)
+    told = torch.tensor([[True, True, True, True, True, False, True]])
+    assert sparsest(beside, 2, told, neighbours=2).tolist() == [[6, 4]]
+    for choose in (farthest, sparsest):
+        assert set(choose(x, 7, known)[0].tolist()[:5]) == {1, 2, 3, 4, 5}
+
+
+def test_what_the_rows_ask_of_the_scene_is_made_once():
+    """The same answer whether keys and values are made at each step or before. Mutations: keys turned to where the
+    chosen tokens lie; made at each step all the same."""
+    policy = hears(published(TOLD))
+    cond, _ = policy.encode(looked(told="lift"), ())
+    assert len(cond.kept) == len(policy.body.look.attend) and cond.kept[0].keys.shape == (2, 2, 16, 12)
+    x, phi = actions(), policy.sampler.angles[3].float().expand(2, 10)
+    assert torch.equal(policy.denoise(x, phi, cond), policy.denoise(x, phi, cond._replace(kept=())))
+    made = []
+    for layer in policy.body.look.attend:
+        layer.attention.keep = lambda *_, **__: made.append(1)
+    policy.denoise(x, phi, cond)
+    assert not made
+
+
+@pytest.mark.parametrize("augment", [zoom_and_crop, zoom_about_centre])
+def test_a_pixel_keeps_its_point_through_what_training_does(augment):
+    """Pictures whose colours say their point: so they do after augmentation; acting changes nothing. Mutations: augment the
+    points alone, or with another draw; augment without a generator; the generator not handed on by the policy."""
+    policy, seen = successor(scene={"augment": augment}), []
+    rows = torch.arange(16.0)
+    points = torch.stack((rows[:, None].expand(16, 16), rows[None].expand(16, 16), torch.zeros(16, 16)), dim=-1)
+    both = {"front": (8 * points).byte().expand(3, 2, 16, 16, 3), "front_points": points.expand(3, 2, 16, 16, 3)}
+    obs = {"tcp": torch.rand(3, 2, 4), **both}
+    lifted = policy.encoder._lifted
+
+    class Cells(nn.Module):
+        def forward(self, image):
+            return image[:, 2::4, 2::4].permute(0, 3, 1, 2).float().repeat(1, 8, 1, 1)
+
+    def watched(*given):
+        seen.append(lifted(*given))
+        return seen[-1]
+
+    policy.encoder.image, policy.encoder._lifted = Cells(), watched
+    policy.encode(obs, (), torch.Generator().manual_seed(2))
+    policy.encode(obs, ())
+    for tokens, xyz in seen:
+        assert torch.equal(tokens[..., :3], 8 * xyz)
+    assert not torch.equal(seen[0][1], seen[1][1]) and torch.equal(seen[1][1][0], points[2::4, 2::4].reshape(16, 3))
+    assert not torch.equal(seen[0][1][0], seen[0][1][1])  # each of the batch its own
+
+
+def test_two_schedules_are_not_asked_at_one_angle():
+    """As a mixture with a flow would. Mutation: read both by the position's."""
+    policy = published().eval()
+    with pytest.raises(UserError, match="schedules of their own"):
+        policy.denoise(actions(), torch.full((2,), 0.5), policy.encode(looked(), ())[0])
 
 
 @pytest.mark.slow
@@ -300,9 +466,11 @@ def test_one_keypose_is_learnt_by_heart(setting):
         ({"gripper": "tpc"}, "unknown observation stream 'tpc'"),
         ({"width": 36}, "36 wide"),
         ({"space": ObsSpace((IMAGE, TCP), 10.0)}, "point maps none"),
-        ({"space": ObsSpace((*SPACE.streams, replace(TCP, name="cube")), 10.0)}, "does not look at stream 'cube'"),
+        ({"space": ObsSpace((*SPACE.streams, JOINTS), 10.0)}, "does not look at stream 'joints'"),
+        ({"scene": {"resize": "cubic"}}, "unknown encoder.resize 'cubic'"),
+        ({"scene": {"places": ["cube"]}}, "stream with channels x, y, z in encoder.places 'cube'"),
         ({"space": ObsSpace((IMAGE, replace(POINTS, shape=(512, 3)), TCP), 10.0)}, "give every pixel its point"),
-        ({"cameras": {"front": "rear"}}, "unknown stream of kind points 'rear'"),
+        ({"scene": {"cameras": {"front": "rear"}}}, "unknown stream of kind points 'rear'"),
         ({"action": replace(ACTION, rotation="rotvec")}, "task.action_rotation=rot6d_columns"),
         ({"action": replace(ACTION, rotation="none", rotations=())}, "neither position nor rotation"),
         ({"form": Diffusion(POSITION), "rotation_schedule": Schedule(50)}, "of 100 and of 50 steps side by side"),

@@ -202,7 +202,7 @@ class Pose(Plain):
 class PoseWorld:
     """Takes rotation vectors and keeps them; one step an episode."""
 
-    num_envs = 1
+    num_envs, look = 1, True
 
     def __init__(self):
         obs = ObsSpace((Stream("t", "state", (1,), ("t",), ("1",)),), 20.0)

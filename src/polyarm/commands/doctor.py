@@ -63,6 +63,7 @@ def _checks() -> Iterator[tuple[str, bool, str, str]]:
         yield _try(name, lambda name=name, module=module: _package(name, module), "run `make setup`")  # type: ignore[misc]
     yield _try("GPU", _gpu, "a CPU is enough for the demo; for training install the driver that `nvidia-smi` needs")
     yield _try("rendering", _render, "install EGL (libegl1) or OSMesa (libosmesa6) and set MUJOCO_GL=egl or osmesa")
+    yield _try("SAPIEN", _sapien, "pip install 'polyarm[sapien]'")
     yield _try("disk", _disk, "free some: checkpoints with optimizer state are large")
     yield "cores", True, f"{len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()}", ""
 
@@ -72,6 +73,9 @@ def _try(name: str, check: Callable[[], str], remedy: str) -> tuple[str, bool, s
         return name, True, check(), ""
     except PackageNotFoundError:
         return name, False, "not installed", remedy
+    except UserError as e:  # a sentence that has its own remedy
+        found, _, told = str(e).rpartition(": ")
+        return name, False, found, told
     except Exception as e:  # noqa: BLE001  a doctor reports every failure; it never falls over one
         return name, False, str(e).splitlines()[0] if str(e) else type(e).__name__, remedy
 
@@ -110,11 +114,18 @@ def _render() -> str:
     return f"MuJoCo draws {frame.shape[1]}x{frame.shape[0]} with {os.environ.get('MUJOCO_GL', 'the default')}"
 
 
+def _sapien() -> str:
+    found = f"SAPIEN {version('sapien')} and ManiSkill {version('mani-skill')}"
+    from polyarm.sim.sapien.swiftshader import tried
+
+    return f"{found} draw with {tried()}"
+
+
 COMMAND = Command(
     run,
     "Say what this machine has and what is missing",
     "doctor [--json]",
-    "Imports each package that polyarm needs, looks for a GPU, draws a picture, counts cores and free space.",
+    "Imports each package that polyarm needs, looks for a GPU, draws a picture with each simulator, counts cores and free space.",
     order=70,
     takes=Takes(place="nothing", settings=False),
     show=show,
