@@ -22,6 +22,7 @@ from jaxtyping import Float
 from polyarm.choices import adding, groups, options
 from polyarm.cli import sentence
 from polyarm.config import PACKAGES, compose, override
+from polyarm.derive import Derivation, derive
 from polyarm.eval import agent, run
 from polyarm.eval.machine import pick_device
 from polyarm.grammar import PATHS, setting
@@ -30,7 +31,7 @@ from polyarm.policies import checkpoint
 from polyarm.policies.policy import Policy
 from polyarm.rotation import rows_as, space_as
 from polyarm.spec import Stream, UserError
-from polyarm.task import fitting
+from polyarm.task import derivations, fitting
 from polyarm.text import text_row
 from polyarm.train import fit
 from polyarm.trust import trusting
@@ -79,7 +80,7 @@ def load(
         torch.set_num_threads(int(config.eval.threads))
         device = pick_device(config.eval.device)
         policy = run.load_policy(folders, config, mine, parts, device)
-        return Agent(policy, config.eval.n_action_steps, rotation, device)
+        return Agent(policy, config.eval.n_action_steps, rotation, device, derivations(config.task))
 
 
 class Agent:
@@ -91,9 +92,10 @@ class Agent:
 
     def __init__(
         self, policy: Policy, n_action_steps: int | None = None, rotation: str | None = None,
-        device: str | torch.device = "cpu",
+        device: str | torch.device = "cpu", made: Mapping[str, Derivation] | None = None,
     ):  # fmt: skip
         self.policy, self.name, self.device = policy, policy.name, torch.device(device)
+        self._made = {name: how for name, how in (made or {}).items() if name in policy.obs_space.names}
         self.n_action_steps = n_action_steps or policy.n_action_steps
         self.obs_space = replace(
             policy.obs_space, streams=tuple(replace(s, scale=None) for s in policy.obs_space.streams)
@@ -118,7 +120,7 @@ class Agent:
 
     def act(self, obs: Any) -> Float[np.ndarray, "d"]:
         """The next action, float32 [d], in the units of `action_space`. `obs`: {stream: array of the stream's shape}, the newest
-        observation; other streams may be there too."""
+        observation; other streams may be there too. In place of a stream that training made of others it may hold those."""
         if self._rows is None:
             raise UserError("act before reset: call reset(seed=...) at the start of every episode")
         seen = {name: x[None] for name, x in self._seen(obs, "the observation").items()}
@@ -145,10 +147,15 @@ class Agent:
         names = ", ".join(self.obs_space.names)
         if not isinstance(obs, Mapping):
             raise UserError(f"{what} is of type {type(obs).__name__}: give a mapping with an array for each of {names}")
+        wanted = {name: how for name, how in self._made.items() if name not in obs and obs.keys() >= {*how.needs()}}
+        made = {name: derive(name, how, {n: np.asarray(obs[n]) for n in how.needs()}) for name, how in wanted.items()}
+        obs = {**obs, **made}
         for name in self.obs_space.names:
             if name not in obs:
                 there = ", ".join(map(str, obs)) or "nothing"
-                raise UserError(f"{what} holds {there}, policy {self.name} needs {name!r}: give all of {names}")
+                parts = ", ".join(self._made[name].needs()) if name in self._made else ""
+                hint = f", or of what {name!r} is made, {parts}" if parts else ""
+                raise UserError(f"{what} holds {there}, policy {self.name} needs {name!r}: give all of {names}{hint}")
         return {
             s.name: _array(obs[s.name], s, f"{what}'s stream {s.name!r}", self.name) for s in self.obs_space.streams
         }

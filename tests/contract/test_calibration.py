@@ -1,6 +1,6 @@
 """`polyarm data check`: calibrations that are right pass, whatever cameras there are, and a wrong extrinsic is seen.
 
-Mutations that turn it red: any of the five measures left out of what is wrong, the plane of any slope, what lies behind counted as
+Mutations that turn it red: any of the measures left out of what is wrong, a plane of any slope, all of the table asked whether it is
 looked through, a camera on the hand asked whether it looks past the tip, points of the table taken for the gripper.
 """
 
@@ -9,7 +9,7 @@ import pytest
 
 from polyarm.camera import from_row, to_row
 from polyarm.cli import main
-from polyarm.datasets.calibration import check
+from polyarm.datasets.calibration import _plane, check
 from polyarm.datasets.store import Store
 from polyarm.spec import ActionSpace, ObsSpace, Spec, Stream, UserError
 from tests.depth_world import looking, rendered
@@ -115,6 +115,15 @@ def test_one_camera_that_is_moved_is_seen_by_the_tip(tmp_path, shift, said):
 
     found = check(written(tmp_path / "s.zarr", said=wrong(shift=shift)))
     assert any(re.search(said, w) for w in found["wrong"]), found
+
+
+def test_a_wall_is_no_table():
+    rng = np.random.default_rng(0)
+    wall = rng.uniform(-1, 1, (700, 3)) @ [[1, 0, 0], [0, 0, 0], [0, 0.2, 1]] + [0, 1, 1]
+    table = rng.uniform(-1, 1, (300, 3)) * [1, 1, 0]
+    plane = _plane(np.concatenate([wall, table]))
+    assert plane.normal == pytest.approx([0, 0, 1], abs=0.01) and plane.offset == pytest.approx(0, abs=0.005)
+    assert _plane(wall) is None and _plane(table[:40]) is None
 
 
 def test_intrinsics_of_larger_pictures_are_seen(tmp_path):

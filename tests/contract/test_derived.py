@@ -16,6 +16,7 @@ from omegaconf import OmegaConf
 import polyarm
 from polyarm.camera import from_row, require_rows, to_row
 from polyarm.cloud import Cloud, PointMap
+from polyarm.collect import collect_task
 from polyarm.config import compose
 from polyarm.datasets.arrays import camera, depth, write_store
 from polyarm.datasets.derived import Derived
@@ -167,8 +168,39 @@ def test_a_policy_trains_on_what_is_made_and_is_judged_in_a_world_that_makes_it_
         polyarm.evaluate(out, *how, "+task.env_kwargs.blind=3", **more)
 
 
-def test_only_what_the_task_sees_is_made_and_nothing_of_it_is_collected(store, tmp_path):
+def test_an_agent_makes_streams_of_what_it_is_shown(run):
+    """A robot's script gives depth and calibration, or the cloud that it made by the same lines."""
+    out, more = run
+    agent, world = polyarm.load(out, **more), make_world(NAME, {"derive": {"cloud": Cloud(("front",), LOW, HIGH, 40)}})
+    agent.reset(seed=0)
+    obs = world.reset(seed=7)[0]
+    raw = {name: x for name, x in obs.items() if name != "cloud"}
+    first = agent.act(raw)
+    agent.reset(seed=0)
+    assert np.array_equal(agent.act({"at": obs["at"], "cloud": obs["cloud"]}), first)
+    del raw["front_camera"]
+    with pytest.raises(
+        UserError, match="needs 'cloud': give .*at, cloud, or of what 'cloud' is made, front_depth, front_camera"
+    ):
+        agent.act(raw)
+    with pytest.raises(UserError, match="'cloud': front_camera holds zeros alone"):
+        agent.act({**raw, "front_camera": np.zeros(16, "f4")})
+
+
+def test_a_map_may_have_gaps_where_it_is_given_and_a_cloud_may_not():
+    from polyarm.api import _array
+
+    gaps = np.where(np.arange(3) == 1, np.nan, np.ones((4, 6, 3), "f4"))
+    assert np.isnan(_array(gaps, Stream("m", "points", (4, 6, 3)), "m", "p")).any()
+    for x, stream in ((gaps, Stream("m", "points", (4, 6, 3))), (gaps[0], Stream("c", "points", (6, 3)))):
+        with pytest.raises(UserError, match="holds (inf|nan): give finite"):
+            _array(np.where(np.isnan(x) & (x.ndim == 3), np.inf, x), stream, "m", "p")
+
+
+def test_only_what_the_task_sees_is_made_and_nothing_of_it_is_collected(store, tmp_path, monkeypatch):
     from polyarm.choices import adding
+
+    monkeypatch.setattr("polyarm.collect.collect", lambda *given: {"given": given})
 
     with adding([conf(tmp_path, store)]):
         task = compose(["task=depth"]).task
@@ -177,6 +209,8 @@ def test_only_what_the_task_sees_is_made_and_nothing_of_it_is_collected(store, t
         every = compose(["task=depth", "task.streams=null"]).task
         assert open_demos(every).spec.obs.names[-2:] == ("cloud", "map")
         assert type(open_demos(compose(["task=depth", "task.streams=[at]"]).task)) is Store
+        given = collect_task(compose(["task=depth", "task.expert=tests.Expert", "collect.path=x.zarr"]))["given"]
+        assert given[:2] == (NAME, BOTH)
 
 
 def test_what_is_made_is_written_with_what_it_is_made_of(store):
