@@ -39,7 +39,7 @@ def _begun(world: gym.Env, name: str) -> list[Mapping[str, np.ndarray]]:
     seen = [world.reset(seed=0)[0]]
     require_shown(seen[0], world.observation_space, name)  # type: ignore[arg-type]
     first = {stream: np.array(x) for stream, x in seen[0].items()}
-    return [first, world.step(_still(world))[0]]
+    return [first, world.step(still(world))[0]]
 
 
 def _require_same(one: list[Mapping[str, Any]], other: list[Mapping[str, Any]], name: str) -> None:
@@ -56,14 +56,14 @@ def _require_success(world: gym.Env, name: str) -> None:
     """It may say so with its last step alone."""
     world.reset(seed=0)
     for _ in range(LONGEST):
-        _, _, terminated, truncated, info = world.step(_still(world))
+        _, _, terminated, truncated, info = world.step(still(world))
         if "is_success" in info:
             return
         if terminated or truncated:
             raise without_success(name, info)
 
 
-def _still(world: gym.Env) -> np.ndarray:
+def still(world: gym.Env) -> np.ndarray:
     """The action nearest to zero, whose rotations turn nothing."""
     box: Any = world.action_space
     action, space = np.zeros_like(box.low), world.get_wrapper_attr("world_spec").action

@@ -276,7 +276,7 @@ POLICY: dict[str, Rule] = {
 BENCH: dict[str, Rule] = {
     "output_dir": RANGES["output_dir"],
     "core_seconds": number(above=0),
-    "measure": words("speed"),
+    "measure": words("speed", "pieces"),
     "steps": COUNT,
     "episodes": RANGES["eval.episodes"],
     "seed": SEED,

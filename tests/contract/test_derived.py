@@ -370,3 +370,27 @@ def test_depth_has_a_height_and_a_width(size):
         depth("front_depth", *size)
     with pytest.raises(UserError, match=r"is said to be \[4, 4\]: give camera"):
         spec_of_streams([Stream("c_camera", "camera", (4, 4))], {"a": "m"}, 10)
+
+
+def test_the_pieces_of_seeing_depth_are_timed_one_by_one(store, tmp_path):
+    """`polyarm bench three_d`: what is timed is what a world, a cloud and a policy do. Turned red by leaving a piece out, by a step that
+    looks where it is said not to, and by a policy's step at an angle that is none of its sampler's."""
+    from polyarm.bench import pieces
+    from polyarm.choices import adding
+    from tests.depth_world import Depth
+
+    with adding([conf(tmp_path, store)]):
+        config = compose([*SMALL, "train.batch_size=1"])
+        named = []
+        for name, call in pieces._of_the_world(config):
+            before = Depth.shots
+            call()
+            named.append(name)
+            assert Depth.shots - before == (name == "reset" or name.startswith("step with RGB-D")), name
+        for name, call in pieces._of_a_policy(config, "flow"):
+            call()
+            named.append(name)
+    assert named == [
+        "reset", "step without a picture", "step with RGB-D", "depth to points", "stream 'cloud' of depth",
+        "farthest 1,000 of 10,000 points", "the same, numpy", "the same, torch", "flow: encoder, one observation", "flow: one denoising step",
+    ]  # fmt: skip

@@ -12,6 +12,7 @@ from typing import Any
 
 from polyarm.bench.draw import figure, table
 from polyarm.bench.judge import judge_all
+from polyarm.bench.pieces import pieces
 from polyarm.bench.plan import Judged, chosen, compose_task, has_data, mixtures, needs, points, read_plan, run_of
 from polyarm.bench.results import ordered, read, write
 from polyarm.bench.speed import speeds
@@ -21,6 +22,9 @@ from polyarm.collect import collect_task
 from polyarm.progress import Bar
 from polyarm.task import count_workers
 from polyarm.trust import trust, trusted
+
+MEASURED = {"speed": speeds, "pieces": pieces}
+"""What a bench may take instead of training and judging."""
 
 
 def bench(name: str, words: Sequence[str]) -> dict[str, Any]:
@@ -34,8 +38,8 @@ def bench(name: str, words: Sequence[str]) -> dict[str, Any]:
     out = Path(config.output_dir)
     out.mkdir(parents=True, exist_ok=True)
     tasks = {t: s for t, s in config.tasks.items() if has_data(t, s, out)}
-    if config.get("measure") == "speed":
-        return speeds(config, entries, tasks, out)
+    if config.get("measure") in MEASURED:
+        return MEASURED[config.measure](config, entries, tasks, out)
     for task, about in tasks.items():
         c = compose_task(task, about, [], out)
         if c.task.expert:

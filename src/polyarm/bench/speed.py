@@ -59,7 +59,7 @@ def speed(config: DictConfig, steps: int) -> dict[str, float]:
     learner = job.learner(config)
     batches, device = iter(job.batches(config, learner)), job.accelerator.device
     clip = next(batches).to(device)
-    seconds = _clock(device)
+    seconds = seconds_of(device)
 
     def look() -> None:
         """What an encoder has to do in a step: all windows of a clip, and back."""
@@ -88,7 +88,7 @@ def speed(config: DictConfig, steps: int) -> dict[str, float]:
     }
 
 
-def _clock(device: torch.device) -> Callable[[Callable[[], object], int], float]:
+def seconds_of(device: torch.device) -> Callable[[Callable[[], object], int], float]:
     """Seconds a call: of the processor, and of the wall on a GPU."""
     cuda = device.type == "cuda"
     now = time.perf_counter if cuda else time.process_time
