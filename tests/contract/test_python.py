@@ -108,7 +108,7 @@ def test_forms_of_settings_and_their_order():
         (({"train.steps": object()},), {}, "train.steps is of type object: give text, a number"),
         (({"train.stps": 3},), {}, "did you mean 'train.steps'?"),
         ((), {"train": {"steps": "many"}}, "train.steps=many: give a whole number"),
-        ((), {"policy": ["flow", "beso"]}, r"policy=\['flow', 'beso'\]: give one of beso,"),
+        ((), {"policy": ["flow", "beso"]}, r"policy=\['flow', 'beso'\]: give one of actor3d,"),
         ((), {"task": None}, "task=None: give one of kitchen,"),
         ((), {"policy": "flow, beso"}, "names several values"),
         ((), {"trust": 5}, "trust=5: give the name of a module"),
