@@ -59,7 +59,7 @@ def test_help_lists_every_choice(capsys):
         (["collect", "task=pusht_state"], ["pusht_state", "expert"]),
         (["collect", "collect.episodes=0"], ["episodes=0"]),
         (["data", "info", "no/such.zarr"], ["no/such.zarr"]),
-        (["data", "show"], ["show", "info"]),
+        (["data", "shwo"], ["shwo", "show", "info"]),
         (["doctor", "please"], ["please"]),
     ],
 )
