@@ -83,6 +83,10 @@ class Layers(nn.Module):
             x = feed(attend(x, kept[i] if kept else memory, at, memory_at, signal, given), signal)
         return x
 
+    def keep(self, memory: Float[Tensor, "b s c"], at: Turn) -> tuple[Kept, ...]:
+        """What each layer asks of a memory that stays the same."""
+        return tuple(attend.attention.keep(memory, at) for attend in self.attend)  # type: ignore[union-attr,operator]
+
 
 class ActorHead(nn.Module):
     """`rotation` and `opening` are the widths of those parts of a row, `history` the gripper tokens.
@@ -131,7 +135,7 @@ class ActorHead(nn.Module):
 
     def keep(self, scene: Scene) -> Scene:
         """The scene with what denoising asks of it at every step made once."""
-        return scene._replace(kept=tuple(layer.attention.keep(scene.tokens, scene.at) for layer in self.look.attend))
+        return scene._replace(kept=self.look.keep(scene.tokens, scene.at))
 
     def forward(
         self, rows: Float[Tensor, "b h r"], xyz: Float[Tensor, "b h 3"], clock: Float[Tensor, "b"], scene: Scene
@@ -185,7 +189,8 @@ def sparsest(
     """Which tokens to keep, in the successor: those with the largest mean distance to their nearest `neighbours`, themselves
     among these, in the space of features; the loneliest first, those that are not `known` last."""
     x = features.float()
-    apart = torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
+    x = x - x.mean(1, keepdim=True)  # distances come of a product, which is exact near 0 alone
+    apart = torch.cdist(x, x, compute_mode="use_mm_for_euclid_dist")
     if known is None:
         return apart.topk(min(neighbours, x.shape[1]), largest=False).values.mean(-1).topk(keep).indices
     near = apart.masked_fill(~known[:, None], torch.nan).topk(min(neighbours, x.shape[1]), largest=False).values
