@@ -160,6 +160,7 @@ def check(config: DictConfig, plain: DictConfig) -> DictConfig:
     for part in ("task", "policy"):
         if not _settings(config, part) or part == "policy" and not isinstance(config.policy.get("_target_"), str):
             raise UserError(f"there is no {part}: give {part}=NAME, one of {', '.join(options(part))}")
+    _require_see(config.task)
     for key in RANGES:
         if key in NEEDED and not _has(config, key):
             raise UserError(f"{key} has no value: give {RANGES[key].expect}")
@@ -185,6 +186,15 @@ def _require_judge(task: DictConfig) -> None:
         raise UserError(
             f"task.env_id=null: give the id of a world, or task.measure={OFFLINE} to judge on held-out episodes without one"
         )
+
+
+def _require_see(task: DictConfig) -> None:
+    """A task that offers several views, `sees` {name: streams} and maybe `cameras` {name: cameras}, has the one that `see` names."""
+    sees = task.get("sees")
+    if isinstance(sees, DictConfig) and "see" in task:
+        known = [name for name in sees if name in task.get("cameras", sees)]
+        if task.see not in known:
+            raise unknown("task.see", str(task.see), known)
 
 
 def _require(config: DictConfig, key: str, default: Any) -> None:

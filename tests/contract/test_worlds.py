@@ -32,6 +32,8 @@ CASES = [(name, {}) for name in OURS] + MORE
 def case(request):
     if request.param[0] == "polyarm/Kitchen-v0" and find_spec("gymnasium_robotics") is None:
         pytest.skip("the extra kitchen (gymnasium-robotics) is not installed")
+    if request.param[0] == "polyarm/ManiSkill-v0":
+        request.getfixturevalue("needs_sapien")
     return request.param
 
 
