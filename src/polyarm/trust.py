@@ -101,7 +101,7 @@ def require_trusted(config: DictConfig, where: str, own: DictConfig | None = Non
             )
     mine = [name for _, name in _targets(OmegaConf.to_container(own, resolve=False))] if own is not None else []
     for key, name in _targets(plain):
-        of_task = {"task.expert": EXPERTS, "task.keyposes": KEYPOSES}.get(key, {})
+        of_task = {"task.expert": EXPERTS, "task.keyposes._target_": KEYPOSES}.get(key, {})
         of_task = DERIVED if key.startswith("task.derive.") else of_task
         rooms = OFFERED | of_task
         if not (name in mine or (key.startswith("task.") and name in _of_tasks())):
