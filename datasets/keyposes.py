@@ -57,7 +57,7 @@ class Picked:
 
     def __getitem__(self, rows: Any) -> np.ndarray:
         at = self._at[rows]
-        return self._rows[at]
+        return self._rows[at] if at.ndim else self._rows[at[None]][0]
 
 
 def _frames(demos: Demos, how: Keyposes, of: Hand, is_open: Bool[np.ndarray, "n"], where: str) -> Any:
