@@ -28,7 +28,7 @@ def info(source: str | Path | Demos) -> dict[str, Any]:
     demos = open_path(source) if isinstance(source, str | Path) else source
     ends, spec = demos.episode_ends, demos.spec
     lengths = np.diff(ends, prepend=0)
-    path = getattr(demos, "path", None)
+    path, timed = getattr(demos, "path", None), spec.action.kind == "trajectory"  # keyposes lie at no rate
     out: dict[str, Any] = {
         "path": None if path is None else str(path),
         "bytes": None if path is None else sum(f.stat().st_size for f in [path, *path.rglob("*")] if f.is_file()),
@@ -40,7 +40,7 @@ def info(source: str | Path | Demos) -> dict[str, Any]:
         else None,
         "rate_hz": spec.action.rate_hz or None,
         "measured_hz": None,
-        "duration_s": float(lengths.sum() / spec.action.rate_hz) if spec.action.rate_hz else None,
+        "duration_s": float(lengths.sum() / spec.action.rate_hz) if spec.action.rate_hz and timed else None,
         "seeds": None,
         "successes": None,
         "dropped_rows": 0,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from omegaconf import DictConfig
@@ -49,10 +51,15 @@ def replayed(
                 world.reset(seed=p.outcome.seed)
                 world.unwrapped.look = False
                 frames, won = [world.render()], False
+                shoot = partial(_shoot, world, frames)
+                watched = world.has_wrapper_attr("watch")  # of whose steps each is many of the world's
+                if watched:
+                    world.set_wrapper_attr("watch", shoot)
                 for action in p.actions:
                     info = world.step(action)[4]
                     won = solved(won, bool(info.get("is_success", False)), success)
-                    frames.append(world.render())
+                    if not watched:
+                        shoot()
                     done += 1
                     bar.at(done, f"seed {p.outcome.seed}")
                 rate = world.unwrapped.world_spec.action.rate_hz
@@ -64,3 +71,7 @@ def replayed(
                     "world that is not deterministic with nondeterministic=True"
                 )
             yield p, frames, rate
+
+
+def _shoot(world: Any, frames: list[np.ndarray]) -> None:
+    frames.append(world.render())

@@ -13,6 +13,7 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec, load_env_creator
 
 from polyarm.derive import RESERVED
+from polyarm.keypose import RESERVED as KEYPOSES
 from polyarm.spec import ObsSpace, Spec, UserError, unknown
 
 
@@ -139,19 +140,24 @@ def make_world(env_id: Any, kwargs: Mapping[str, Any]) -> Any:
 
 def build_world(spec: EnvSpec, kwargs: Mapping[str, Any]) -> Any:
     """The world of a registration. What it cannot be built with is a `UserError`, for want of a package `Missing`. `derive` among
-    `kwargs`, {stream: polyarm.derive.Derivation}, is what it shows beside what it shows itself."""
+    `kwargs`, {stream: polyarm.derive.Derivation}, is what it shows beside what it shows itself; `keyposes`, a
+    `polyarm.keypose.Keyposes`, how it moves between the poses that it is then told."""
     kwargs = dict(kwargs)
-    made = kwargs.pop(RESERVED, None)
-    world = _built(spec, kwargs)
-    if not made:
-        return world
-    from polyarm.sim.derived import Derived
-
+    made, how = kwargs.pop(RESERVED, None), kwargs.pop(KEYPOSES, None)
+    world = bare = _built(spec, kwargs)
     try:
-        return Derived(world, made, spec.id)
+        if made:
+            from polyarm.sim.derived import Derived
+
+            world = Derived(world, made, spec.id)
+        if how:
+            from polyarm.sim.keyposes import Moved
+
+            world = Moved(world, how, spec.id)
     except BaseException:
-        world.close()
+        bare.close()
         raise
+    return world
 
 
 def _built(spec: EnvSpec, kwargs: Mapping[str, Any]) -> Any:

@@ -43,7 +43,9 @@ def collect_task(config: Any) -> dict[str, Any]:
     if c.path is None:
         raise UserError("collect.path has no value: give the store to write as collect.path=...")
     workers = count_workers(c.workers, c.episodes)
-    return collect(task.env_id, world_kwargs(task, derived=False), task.expert, c.path, c.episodes, c.seed, workers)
+    return collect(
+        task.env_id, world_kwargs(task, derived=False, moved=False), task.expert, c.path, c.episodes, c.seed, workers
+    )
 
 
 def collect(

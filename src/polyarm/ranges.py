@@ -223,6 +223,8 @@ RANGES: dict[str, Rule] = {
         several(text(""), "a list of different streams, such as [joint_pos, cube]", distinct=True), NULL
     ),
     "task.derive": any_of(mapping("{stream: {_target_: polyarm.cloud.Cloud, ...}}"), NULL),
+    "task.action_kind": words("trajectory", "keypose"),
+    "task.keyposes": any_of(mapping("{_target_: polyarm.keypose.Keyposes, tip: ..., ...}"), NULL),
     "task.expert": any_of(text("the dotted path of an expert"), NULL),
     "task.demos": mapping("a mapping with the path of the demonstrations"),
     "task.demos.path": text("where the demonstrations are, such as data/mine.zarr"),

@@ -307,10 +307,13 @@ def require_obs(want: ObsSpace, got: ObsSpace, wanter: str, giver: str) -> None:
 def require_actions(want: ActionSpace, got: ActionSpace, wanter: str, giver: str) -> None:
     """Refuse unless both spaces mean the same action row. Horizon and scale are not compared (see `policies.mixture`)."""
     _require_channels("the action", want.names, got.names, wanter, giver)
+    if want.kind != got.kind:
+        raise UserError(
+            f"the action has kind {want.kind} in {wanter}, {got.kind} in {giver}: give task.action_kind={want.kind}, or train again"
+        )
     for what, a, b in (
         ("units", want.units, got.units),
         ("frame", want.frame, got.frame),
-        ("kind", want.kind, got.kind),
         ("rotation", want.rotation, got.rotation),
         ("rotations from channels", list(want.rotations), list(got.rotations)),
     ):

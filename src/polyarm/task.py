@@ -17,14 +17,18 @@ from polyarm.choices import sources
 from polyarm.config import CONFIGS, compose, cpus, make
 from polyarm.datasets.demos import Demos
 from polyarm.datasets.derived import Derived
+from polyarm.datasets.keyposes import Keyposed
 from polyarm.datasets.rotated import Rotated
 from polyarm.datasets.store import open_store
 from polyarm.derive import RESERVED, Derivation
-from polyarm.spec import Spec, UserError
+from polyarm.keypose import KINDS, Keyposes
+from polyarm.keypose import RESERVED as KEYPOSES
+from polyarm.spec import Spec, UserError, unknown
 
 
 def open_demos(task: DictConfig, derived: bool = True) -> Demos:
-    """The task's demonstrations, with the actions' rotations as `action_rotation` says, and with the streams that are `derived`.
+    """The task's demonstrations, at their keyposes where `action_kind` says so, with the actions' rotations as `action_rotation`
+    says, and with the streams that are `derived`.
 
     `demos` names by `_target_` what opens them, any function of its other settings that gives a `Demos`. One that takes `spec`
     is given the world's, for files that do not say what their numbers mean.
@@ -42,6 +46,8 @@ def open_demos(task: DictConfig, derived: bool = True) -> Demos:
         raise UserError(
             f"task.demos._target_={node._target_} gives {type(demos).__name__}: give what keeps polyarm.datasets.demos.Demos"
         )
+    if (how := keyposes(task)) is not None and demos.spec.action.kind == "trajectory":
+        demos = Keyposed(demos, how)
     if (layout := task.get("action_rotation")) is not None:
         demos = Rotated(demos, layout)
     made = derivations(task) if derived else {}
@@ -65,6 +71,24 @@ def derivations(task: DictConfig) -> dict[str, Derivation]:
             )
         made[str(name)] = how
     return made
+
+
+def keyposes(task: DictConfig) -> Keyposes | None:
+    """`task.keyposes` where `task.action_kind` is keypose."""
+    kind, node = task.get("action_kind", "trajectory"), task.get("keyposes")
+    if kind not in KINDS:
+        raise unknown("kind in task.action_kind", str(kind), KINDS)
+    if kind == "trajectory":
+        return None
+    if not isinstance(node, DictConfig) or not isinstance(node.get("_target_"), str):
+        raise UserError(
+            f"task.action_kind=keypose with task.keyposes={node}: say how keyposes are found and moved between, as in "
+            "configs/world/maniskill.yaml"
+        )
+    how = make(node)()
+    if not isinstance(how, Keyposes):
+        raise UserError(f"task.keyposes._target_={node._target_}: give polyarm.keypose.Keyposes")
+    return how
 
 
 def fitting(settings: Sequence[str]) -> list[str]:
@@ -139,21 +163,27 @@ def _variable(task: str) -> str | None:
     return found[1] if found else None
 
 
-def world_kwargs(task: DictConfig, derived: bool = True) -> dict[str, Any]:
-    """The settings of the task's world and, among them, the streams that are `derived` of what it shows."""
+def world_kwargs(task: DictConfig, derived: bool = True, moved: bool = True) -> dict[str, Any]:
+    """The settings of the task's world and, among them, the streams that are `derived` of what it shows, and how it is `moved`
+    between keyposes."""
     if not isinstance(task.env_kwargs, DictConfig):
         raise UserError(f"task.env_kwargs={task.env_kwargs}: give the world's settings by name, or {{}} for none")
-    if RESERVED in task.env_kwargs:
-        raise UserError(f"task.env_kwargs.{RESERVED}: streams that are made of a world's are given as task.derive")
-    made = derivations(task) if derived else {}
-    return {**OmegaConf.to_container(task.env_kwargs), **({RESERVED: made} if made else {})}
+    for name, what in ((RESERVED, "streams that are made of a world's"), (KEYPOSES, "keyposes")):
+        if name in task.env_kwargs:
+            raise UserError(f"task.env_kwargs.{name}: {what} are given as task.{name}")
+    kwargs: dict[str, Any] = {**OmegaConf.to_container(task.env_kwargs)}  # type: ignore[dict-item]
+    if derived and (made := derivations(task)):
+        kwargs[RESERVED] = made
+    if moved and (how := keyposes(task)) is not None:
+        kwargs[KEYPOSES] = how
+    return kwargs
 
 
 def world_spec(task: DictConfig) -> Spec:
     """What the numbers mean that the world itself shows."""
     from polyarm.sim.world import make_world, spec_of
 
-    world = make_world(task.env_id, world_kwargs(task, derived=False))
+    world = make_world(task.env_id, world_kwargs(task, derived=False, moved=False))
     try:
         return spec_of(world, task.env_id)
     finally:

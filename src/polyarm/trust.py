@@ -6,7 +6,7 @@ A configuration calls what it names by `_target_`, so to read a stranger's is to
   by room and not a list, so that a new policy, net or form is one file as ever; and these rooms compute, they neither write nor
   start nor fetch anything (`policies.checkpoint`, which does, has only functions, and of policies and encoders only classes
   are offered). In its task also what polyarm's own yaml of tasks names, the experts, and of
-  polyarm.cloud what makes streams;
+  polyarm.cloud what makes streams, of polyarm.keypose what says how keyposes are found;
 - what the user trusts by name in this process: `trust` and `trusting`.
 
 Everything else is blocked, at any depth, whatever a value is for. A name counts where it leads: `polyarm.config.os.system` leads
@@ -40,6 +40,7 @@ OFFERED: dict[str, tuple[type, ...]] = {
 """Rooms, and what of them a configuration may name."""
 EXPERTS = {"polyarm.sim.experts": (type,)}
 DERIVED = {"polyarm.cloud": (type,)}
+KEYPOSES = {"polyarm.keypose": (type,)}
 FINDERS = ("hydra.utils.get_method", "hydra.utils.get_class", "hydra.utils.get_object", "hydra.utils.get_static_method")
 """Targets that give what their `path` names; older checkpoints hold one."""
 
@@ -100,7 +101,8 @@ def require_trusted(config: DictConfig, where: str, own: DictConfig | None = Non
             )
     mine = [name for _, name in _targets(OmegaConf.to_container(own, resolve=False))] if own is not None else []
     for key, name in _targets(plain):
-        of_task = EXPERTS if key == "task.expert" else DERIVED if key.startswith("task.derive.") else {}
+        of_task = {"task.expert": EXPERTS, "task.keyposes._target_": KEYPOSES}.get(key, {})
+        of_task = DERIVED if key.startswith("task.derive.") else of_task
         rooms = OFFERED | of_task
         if not (name in mine or (key.startswith("task.") and name in _of_tasks())):
             _require(name, key, where, rooms)
