@@ -15,7 +15,7 @@ FORMS = "policy.form._target_=polyarm.policies.generate.forms."
 @pytest.mark.parametrize(
     "words, message",
     [
-        (["policy=flwo"], "unknown policy 'flwo': did you mean 'flow'? known are beso"),
+        (["policy=flwo"], "unknown policy 'flwo': did you mean 'flow'? known are actor3d"),
         (["body=unett"], "unknown body 'unett': did you mean 'unet'?"),
         (["encoder=scrach"], "unknown encoder 'scrach': did you mean 'scratch'?"),
         (["sampler=dimm"], "unknown sampler 'dimm': did you mean 'ddim'?"),

@@ -85,7 +85,7 @@ def test_a_store_named_like_a_task_of_polyarm_s_gets_another_name(tmp_path, caps
         (["new", "${mine}.zarr"], "rename it"),
         (["new", "mine.zarr", "a", "b"], "'b'"),
         (["new", "mine.zarr", "mine.zarr/zarr.json"], "a file is in the way"),
-        (["old", "mine.zarr"], "known are info, new"),
+        (["old", "mine.zarr"], "known are check, info, new, show"),
     ],
 )
 def test_what_it_cannot_do_is_one_sentence(tmp_path, monkeypatch, capsys, words, said):
