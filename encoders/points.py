@@ -4,6 +4,7 @@ tensors, and augmentations of pictures with a point for each pixel, after which 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -95,36 +96,45 @@ def farthest(x: Float[Tensor, "b p c"], n: int, start: int | Generator = 0) -> I
     return torch.stack(chosen, 1)
 
 
-def zoom_and_crop(
-    maps: Sequence[Tensor], generator: Generator, low: float = 0.75, high: float = 1.25
-) -> tuple[Tensor, ...]:
+@dataclass(frozen=True)
+class ZoomAndCrop:
     """Maps `[b v h w c]` of the same pixels (pictures, points, depth) at another size, cut to the size they had: 3D Diffuser Actor's
     augmentation. Of each of the batch one zoom is drawn from [low, high] and one window; what is too small is filled by reflection
     at the right and bottom. Pixels are the nearest ones, never a mean of two: a mean of two points is a point where nothing is."""
-    b, _, *size = maps[0].shape[:4]
-    zoom = low + (high - low) * _uniform(b, generator)
-    taken = []
-    for n in size:
-        new = (n * zoom).long().clamp(min=1)
-        offset = (_uniform(b, generator) * ((new - n).clamp(min=0) + 1)).long()
-        at = offset[:, None] + torch.arange(n)
-        taken.append(_reflected(at, new[:, None]) * n // new[:, None])
-    return _pick(maps, *taken)
+
+    low: float = 0.75
+    high: float = 1.25
+
+    def __call__(self, maps: Sequence[Tensor], generator: Generator) -> tuple[Tensor, ...]:
+        b, _, *size = maps[0].shape[:4]
+        zoom = self.low + (self.high - self.low) * _uniform(b, generator)
+        taken = []
+        for n in size:
+            new = (n * zoom).long().clamp(min=1)
+            offset = (_uniform(b, generator) * ((new - n).clamp(min=0) + 1)).long()
+            at = offset[:, None] + torch.arange(n)
+            taken.append(_reflected(at, new[:, None]) * n // new[:, None])
+        return _pick(maps, *taken)
 
 
-def zoom_about_centre(
-    maps: Sequence[Tensor], generator: Generator, low: float = 0.75, high: float = 1.25, share: float = 0.8
-) -> tuple[Tensor, ...]:
+@dataclass(frozen=True)
+class ZoomAboutCentre:
     """Maps `[b v h w c]` of the same pixels zoomed about their centre, a `share` of the batch, edges filled by reflection, nearest
     pixels: 3D FlowMatch Actor's affine augmentation. (It also resizes a crop of one in ten by at most 5 %, which is left out.)"""
-    b, _, *size = maps[0].shape[:4]
-    zoom = low + (high - low) * _uniform(b, generator)
-    zoom = torch.where(_uniform(b, generator) < share, zoom, 1.0)
-    taken = []
-    for n in size:
-        at = (torch.arange(n) + 0.5 - n / 2) / zoom[:, None] + n / 2
-        taken.append(_reflected(at.floor().long(), torch.tensor(n)))
-    return _pick(maps, *taken)
+
+    low: float = 0.75
+    high: float = 1.25
+    share: float = 0.8
+
+    def __call__(self, maps: Sequence[Tensor], generator: Generator) -> tuple[Tensor, ...]:
+        b, _, *size = maps[0].shape[:4]
+        zoom = self.low + (self.high - self.low) * _uniform(b, generator)
+        zoom = torch.where(_uniform(b, generator) < self.share, zoom, 1.0)
+        taken = []
+        for n in size:
+            at = (torch.arange(n) + 0.5 - n / 2) / zoom[:, None] + n / 2
+            taken.append(_reflected(at.floor().long(), torch.tensor(n)))
+        return _pick(maps, *taken)
 
 
 def _uniform(b: int, generator: Generator) -> Float[Tensor, "b"]:

@@ -46,6 +46,9 @@ def words(store, out, *more):
 @pytest.mark.parametrize("policy", ["actor3d", "actor3d_ddpm"])
 def test_it_trains_is_judged_and_acts(store, tmp_path, policy):
     few = ["policy.form.schedule.steps=5"] if policy == "actor3d_ddpm" else []
+    few += [
+        "policy.encoder.augment={_target_: polyarm.encoders.points.ZoomAboutCentre}"
+    ]  # which its checkpoint may name
     assert main(["train", f"policy={policy}", *words(store, tmp_path / "run", *few)]) == 0
     assert main(["eval", str(tmp_path / "run"), "eval.samples=2", "eval.device=cpu"]) == 0
     agent = polyarm.load(tmp_path / "run")

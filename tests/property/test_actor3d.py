@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from polyarm.encoders.language import Instruction
-from polyarm.encoders.points import zoom_about_centre, zoom_and_crop
+from polyarm.encoders.points import ZoomAboutCentre, ZoomAndCrop
 from polyarm.encoders.pyramid import ConvMaps, Pyramid
 from polyarm.policies.actor3d import ActorPolicy
 from polyarm.policies.generate.angle import Schedule, ddpm, linear_flow
@@ -399,7 +399,7 @@ def test_what_the_rows_ask_of_the_scene_is_made_once():
     assert not made
 
 
-@pytest.mark.parametrize("augment", [zoom_and_crop, zoom_about_centre])
+@pytest.mark.parametrize("augment", [ZoomAndCrop(), ZoomAboutCentre()])
 def test_a_pixel_keeps_its_point_through_what_training_does(augment):
     """Pictures whose colours say their point: so they do after augmentation; acting changes nothing. Mutations: augment the
     points alone, or with another draw; augment without a generator; the generator not handed on by the policy."""

@@ -12,7 +12,7 @@ import torch
 
 from polyarm.cloud import farthest as farthest_of_arrays
 from polyarm.encoders.fuse import Fuse
-from polyarm.encoders.points import farthest, zoom_about_centre, zoom_and_crop
+from polyarm.encoders.points import ZoomAboutCentre, ZoomAndCrop, farthest
 from polyarm.spec import FRAMES, ObsSpace, Scale, Stream, UserError
 from polyarm.streams import points
 from tests.from_yaml import ColourPointNet, PointNet
@@ -119,7 +119,7 @@ def marked(b=3, v=2, h=24, w=36):
     return rgb, torch.cat((number * 1e-3, number * -2e-3, number * 0.5), -1).double()
 
 
-@pytest.mark.parametrize("augment", [zoom_and_crop, zoom_about_centre])
+@pytest.mark.parametrize("augment", [ZoomAndCrop(), ZoomAboutCentre()])
 @pytest.mark.parametrize("seed", range(4))
 def test_a_marked_pixel_keeps_its_point(augment, seed):
     """All pixels, of every picture: what its colours say it was has the point that it now has."""
@@ -155,7 +155,7 @@ def test_a_zoom_is_that_of_nearest_pixels():
             i
             for seed in range(60)
             for i, w in enumerate(windows)
-            if torch.equal(zoom_and_crop((rgb,), seeded(seed), zoom, zoom)[0][0, 0], w)
+            if torch.equal(ZoomAndCrop(zoom, zoom)((rgb,), seeded(seed))[0][0, 0], w)
         }
         assert len(found) > min(len(windows), 25) * 0.6, (zoom, len(found), len(windows))
 
@@ -163,15 +163,15 @@ def test_a_zoom_is_that_of_nearest_pixels():
 def test_a_zoom_about_the_centre_keeps_it_and_reflects_edges():
     rgb, xyz = marked(1, 1, 9, 9)
     for zoom in (0.75, 1.25):
-        _, got = zoom_about_centre((rgb, xyz), seeded(), zoom, zoom, share=1.0)
+        _, got = ZoomAboutCentre(zoom, zoom, share=1.0)((rgb, xyz), seeded())
         assert torch.equal(got[0, 0, 4, 4], xyz[0, 0, 4, 4])
         assert torch.equal(got.flip(2)[0, 0, :, 4, 2] - xyz[0, 0, 4, 4, 2], xyz[0, 0, 4, 4, 2] - got[0, 0, :, 4, 2])
-    row = zoom_about_centre((xyz,), seeded(), 0.75, 0.75, share=1.0)[0][0, 0, 4, :, 0] / 1e-3 - 36
+    row = ZoomAboutCentre(0.75, 0.75, share=1.0)((xyz,), seeded())[0][0, 0, 4, :, 0] / 1e-3 - 36
     assert row.round().tolist() == [1, 0, 1, 3, 4, 5, 7, 8, 7]  # (x - 4) / 0.75 + 4: -1.33 is pixel 1 reflected
-    assert torch.equal(zoom_about_centre((rgb,), seeded(), share=0.0)[0], rgb)
+    assert torch.equal(ZoomAboutCentre(share=0.0)((rgb,), seeded())[0], rgb)
 
 
 def test_maps_of_other_pixels_are_refused():
     rgb, xyz = marked()
     with pytest.raises(UserError, match="maps of other pixels"):
-        zoom_and_crop((rgb, xyz[:, :, :-1]), seeded())
+        ZoomAndCrop()((rgb, xyz[:, :, :-1]), seeded())
