@@ -85,13 +85,12 @@ def facts(c: Camera) -> dict[str, Any]:
     """Numbers by which a wrong calibration shows."""
     ahead = c.rays.mean(0)
     down = c.eye[2] > 0 > ahead[2]
-    half = lambda a, b: degrees(
-        np.arccos(c.rays[a] @ c.rays[b] / np.linalg.norm(c.rays[a]) / np.linalg.norm(c.rays[b]))
-    )
+    left, right = c.rays[0] + c.rays[3], c.rays[1] + c.rays[2]  # to the middles of the picture's sides
+    across = degrees(np.arccos(left @ right / np.linalg.norm(left) / np.linalg.norm(right)))
     z = np.quantile(c.points.xyz[:, 2], (0.02, 0.98)) if len(c.points.xyz) else None
     return {
         "name": c.name, "eye": said(c.eye), "at": said((c.eye - ahead * c.eye[2] / ahead[2])[:2]) if down else "nowhere",
-        "across": round(half(0, 1)), "measured": c.measured, "z": "nothing" if z is None else " to ".join(said(z).split(", ")),
+        "across": round(across), "measured": c.measured, "z": "nothing" if z is None else " to ".join(said(z).split(", ")),
     }  # fmt: skip
 
 
