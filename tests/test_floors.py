@@ -11,7 +11,7 @@ import pytest
 REPO = Path(__file__).parent.parent
 
 FLOORS = {
-    "spec": 1, "camera": 1, "cloud": 1, "derive": 1, "rotation": 1, "relative": 1, "text": 1, "lock": 1, "config": 1, "progress": 1, "log": 1, "stop": 1,
+    "spec": 1, "camera": 1, "cloud": 1, "derive": 1, "keypose": 1, "rotation": 1, "relative": 1, "text": 1, "lock": 1, "config": 1, "progress": 1, "log": 1, "stop": 1,
     "streams": 1, "choices": 1, "words": 1, "grammar": 1, "ranges": 1, "trust": 1,
     "datasets": 2, "sim": 2, "real_robot": 2,
     "encoders": 3, "policies.generate": 3,
