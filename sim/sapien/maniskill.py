@@ -25,7 +25,7 @@ SEE = ("rgb", "depth", "segmentation")
 class ManiSkill(gym.Env):
     """`task` is one of `tasks.TASKS`. Streams: `joint_pos` (rad, finger m), `tip` [9] (x y z m, the first two columns of its
     rotation), the task's objects, and for each of `cameras` what is in `see`: the colours `c`, `c_depth` [h w] (uint16 mm, 0:
-    nothing), `c_segmentation` [h w] (the number of the object), and always `c_camera` [16] (see `polyarm.cloud`).
+    nothing), `c_segmentation` [h w] (the number of the object), and always `c_camera` [16] (see `polyarm.camera`).
 
     Actions: see `robots`. Reward 1 at success, which ends the episode. `front_orbit_deg` carries the front camera round the
     vertical through what it looks at. `rebuild`: every reset makes the scene anew, without which PhysX remembers the contacts

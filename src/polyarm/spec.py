@@ -55,7 +55,7 @@ KINDS: Mapping[str, Kind] = {
     "goal": Kind("float32", (-inf, inf), low_dim=True, scaled=True),
     "image": Kind("uint8", (0, 255), dear=True),
     "depth": Kind("uint16", (0, 65535), dear=True),  # mm along the camera's axis, 0 where nothing was measured
-    "camera": Kind("float32", (-inf, inf)),  # fx fy cx cy, px, then base_from_camera row by row, m (see polyarm.cloud)
+    "camera": Kind("float32", (-inf, inf)),  # fx fy cx cy, px, then base_from_camera row by row, m (see polyarm.camera)
     "segmentation": Kind("uint16", (0, 65535)),  # the number of the object that a pixel shows
     "points": Kind("float32", (-inf, inf), scaled=True, dear=True),
     "text": Kind("uint8", (0, 255)),
