@@ -18,7 +18,17 @@ from polyarm.sim.vector import ShardedVectorEnv
 from polyarm.spec import ActionSpace, ObsSpace, Scale
 from tests.depth_world import NAME, Depth
 
-MADE = {"cloud": Cloud(("front",), (-0.4, -0.4, 0.004), (0.4, 0.4, 0.3), 40)}
+
+class Counted(Cloud):
+    made = 0
+    """Of all of the process."""
+
+    def make(self, obs):
+        Counted.made += 1
+        return super().make(obs)
+
+
+MADE = {"cloud": Counted(("front",), (-0.4, -0.4, 0.004), (0.4, 0.4, 0.3), 40)}
 
 
 class Looker(Plain):
@@ -58,10 +68,11 @@ def test_a_rollout_plays_the_same_without_the_pictures_nobody_looks_at(seen, exe
     """Episodes have six steps: with chunks of four, four rows and two."""
     played, shots = [], []
     for kind in (Open, ShardedVectorEnv):
-        worlds, before = kind(NAME, {"derive": MADE}, 2, 0), Depth.shots
+        worlds, before, made = kind(NAME, {"derive": MADE}, 2, 0), Depth.shots, Counted.made
         found = rollout(Looker(worlds, seen, executed), worlds, [3, 4, 5])
         played.append(np.concatenate([p.actions for p in found]))
         shots.append(Depth.shots - before)
+        assert Counted.made - made == shots[-1]
         worlds.close()
     np.testing.assert_array_equal(*played)
     looked = sum(1 for step in range(6) if step % executed >= executed - seen)
