@@ -13,18 +13,18 @@ from gymnasium import spaces
 from jaxtyping import Float
 
 from polyarm.sim.sapien.robots import RATE_HZ, ROBOTS
-from polyarm.sim.sapien.tasks import POSE, TASKS
+from polyarm.sim.sapien.tasks import POSE, TASKS, Shape
 from polyarm.sim.world import choose, command, observation_space
 from polyarm.spec import ObsSpace, Spec, Stream, UserError, unknown
 
-VERSION = "ManiSkill-v0.1"
+VERSION = "ManiSkill-v0.2"
 CAMERAS = {"front": "base_camera", "wrist": "hand_camera"}
 SEE = ("rgb", "depth", "segmentation")
 
 
 class ManiSkill(gym.Env):
-    """`task` is one of `tasks.TASKS`. Streams: `joint_pos` (rad, finger m), `tip` [9] (x y z m, the first two columns of its
-    rotation), the task's objects, and for each of `cameras` what is in `see`: the colours `c`, `c_depth` [h w] (uint16 mm, 0:
+    """`task` is one of `tasks.TASKS`. Streams: `joint_pos` (rad, finger m), `tip` [10] (x y z m, the first two columns of its
+    rotation, how far the hand is open), the task's objects, and for each of `cameras` what is in `see`: the colours `c`, `c_depth` [h w] (uint16 mm, 0:
     nothing), `c_segmentation` [h w] (the number of the object), and always `c_camera` [16] (see `polyarm.camera`).
 
     Actions: see `robots`. Reward 1 at success, which ends the episode. `front_orbit_deg` carries the front camera round the
@@ -130,7 +130,7 @@ class ManiSkill(gym.Env):
     def _streams(self) -> Iterator[Stream]:
         robot = self.robot
         yield Stream("joint_pos", "state", (len(robot.joints),), robot.joints, robot.units, "joint")
-        yield POSE.stream("tip")
+        yield Shape((*POSE.names, robot.joints[-1]), (*POSE.units, robot.units[-1]), POSE.read).stream("tip")
         for name, (_, shape) in self.task.shows.items():
             yield shape.stream(name)
         for name, (channels, _) in self.task.sizes.items():
@@ -145,7 +145,8 @@ class ManiSkill(gym.Env):
             yield Stream(f"{c}_camera", "camera", (16,), frame="base")
 
     def _obs(self, look: bool) -> dict[str, np.ndarray]:
-        seen: dict[str, Any] = {"joint_pos": self.robot.shown(self.qpos), "tip": POSE.read(self.tip)}
+        joints = self.robot.shown(self.qpos)
+        seen: dict[str, Any] = {"joint_pos": joints, "tip": [*POSE.read(self.tip), joints[-1]]}
         seen |= {name: shape.read(self.pose(thing)) for name, (thing, shape) in self.task.shows.items()}
         seen |= {name: self.sizes(name) for name in self.task.sizes}
         if self.cameras and look:

@@ -67,8 +67,8 @@ def test_what_is_shown_is_what_the_spec_says(name):
     assert env.observation_space.contains(obs) and tuple(obs) == spec.obs.names
     assert {*NODES[name].sees.state} <= {*obs}
     assert all(s.frame == "base" and len(s.names) == len(s.units) for s in spec.obs.streams if s.name != "joint_pos")
-    turn = np.stack([obs["tip"][3:6], obs["tip"][6:]])
-    assert np.allclose(turn @ turn.T, np.eye(2), atol=1e-5)
+    turn = np.stack([obs["tip"][3:6], obs["tip"][6:9]])
+    assert np.allclose(turn @ turn.T, np.eye(2), atol=1e-5) and obs["tip"][9] == obs["joint_pos"][-1]
     if name != "pick_cube_so100":  # whose tip lies between the jaws, its arm ends in one of them
         assert np.allclose(obs["tip"][:3], env.unwrapped.robot.arm.pose(env.unwrapped.qpos)[:3, 3], atol=1e-3)
 
