@@ -1,6 +1,7 @@
 # Two commands do all: `make demo` and `make test`. Both set up .venv first.
 PY := .venv/bin/python
 export OMP_NUM_THREADS ?= 1
+unexport PYTHONDONTWRITEBYTECODE  # many processes start, and each would compile all that it imports
 
 .PHONY: demo test test-slow lint setup
 

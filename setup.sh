@@ -38,7 +38,7 @@ elif .venv/bin/python -m pip install -q uv 2>/dev/null && .venv/bin/uv --version
 else uv=; fi
 echo "installing polyarm and what it needs (several GB, minutes on a slow line)"
 if [ -n "$uv" ]; then
-    "$uv" pip install -q --python .venv/bin/python -c pins.txt -e '.[dev]'
+    "$uv" pip install -q --compile-bytecode --python .venv/bin/python -c pins.txt -e '.[dev]'
 else
     .venv/bin/python -m pip install -q -c pins.txt -e '.[dev]'
 fi
