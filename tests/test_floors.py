@@ -13,8 +13,8 @@ REPO = Path(__file__).parent.parent
 FLOORS = {
     "spec": 1, "camera": 1, "cloud": 1, "derive": 1, "keypose": 1, "rotation": 1, "relative": 1, "text": 1, "lock": 1, "config": 1, "progress": 1, "log": 1, "stop": 1,
     "streams": 1, "choices": 1, "words": 1, "grammar": 1, "ranges": 1, "trust": 1,
-    "datasets": 2, "sim": 2, "real_robot": 2,
-    "encoders": 3, "policies.generate": 3,
+    "datasets": 2, "sim": 2,
+    "encoders": 3, "policies.generate": 3, "real_robot": 3,
     "policies": 4,
     "learner": 5, "train": 5, "job": 5, "resume": 5, "eval": 5, "collect": 5, "task": 5,
     "api": 6, "sweep": 6, "bench": 6, "commands": 6, "cli": 6,
