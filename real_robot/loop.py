@@ -1,0 +1,288 @@
+"""What runs on every tick of an arm, without a clock or a process of its own: read, judge, choose the goal of now, filter, command.
+
+Whoever has a clock calls `tick(now_ns)`: the arm's process with the machine's, a lock-step world with one that it advances. All is
+judged by age and not by counts, which mean another time at another rate.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+from polyarm.real_robot.arm import Arm, ArmState, PortLost, ReadFailed, Row, Stop
+from polyarm.real_robot.plan import Chunk, Plan
+from polyarm.real_robot.safety import Guard, Watch
+from polyarm.real_robot.states import (
+    ESTOP,
+    FAULT,
+    GOES,
+    HOLD,
+    LIMP,
+    MOVES,
+    OFF,
+    RUN,
+    STOPPED,
+    TELEOP,
+    Ages,
+    State,
+    require_may,
+)
+from polyarm.spec import UserError
+
+
+class Loop:
+    """`latched`: why the emergency stop is pressed, "" if it is not. `at_stop`: what the arm does once it came to rest in ESTOP."""
+
+    def __init__(
+        self, arm: Arm, plan: Plan, guard: Guard, watch: Watch | None = None, ages: Ages = Ages(),  # noqa: B008  frozen
+        latched: Callable[[], str] = str, at_stop: Stop = Stop.HOLD,
+    ) -> None:  # fmt: skip
+        self.arm, self.plan, self.guard, self.watch, self.ages = arm, plan, guard, watch, ages
+        self.latched, self.at_stop = latched, at_stop
+        self.state, self.why = OFF, ""
+        self.counts: Counter[str] = Counter()
+        self.seen: ArmState | None = None
+        self.seen_ns = 0
+        self.sent: Row | None = None
+        """The last command; None where the arm is not enabled."""
+        self.stopped_by = ""
+        """Why nobody may enable before a person cleared it."""
+        self._beat_ns: int | None = None
+        self._hand: tuple[int, Row] | None = None
+        self._free_ns = 0
+        self._held = ""
+        self._gone = self._settled = False
+        spec = arm.spec
+        self._speed = tuple(1.5 * v / 1e9 for v in spec.velocity)
+        self._slack = tuple(1.5 * v / spec.rate_hz + 0.005 * (b - a) for v, a, b in zip(spec.velocity, spec.low, spec.high, strict=True))  # fmt: skip
+
+    # What a person does. Refused with a UserError where the state does not allow it.
+
+    def open(self, now: int) -> None:
+        require_may("open", self.state)
+        self.arm.open()
+        self.seen, self.seen_ns, self._gone = None, now, False
+        self._to(LIMP, "opened")
+
+    def enable(self, now: int) -> None:
+        """Torque on where the arm stands: it does not move."""
+        require_may("enable", self.state)
+        if self.stopped_by:
+            raise UserError(f"the arm is stopped ({self.stopped_by}): see to it, clear it, then enable")
+        self.seen = None
+        self._require_inside(self._first(now))
+        self.arm.enable()
+        state = self._first(now)
+        self.guard.start(state.q)
+        if self.watch:
+            self.watch.start()
+        self.sent, self._held, self._settled, self._hand = state.q, "", False, None
+        self._stand(now)
+        self._to(HOLD, "enabled")
+
+    def hold(self, now: int) -> None:
+        """Brake; what was planned is forgotten, and only what is planned from now on runs."""
+        self._stand(now)
+        if self.state in (RUN, TELEOP):
+            self._to(HOLD, "told to hold")
+
+    def limp(self) -> None:
+        """Torque off: the arm falls."""
+        require_may("limp", self.state)
+        if not self.guard.resting:
+            raise UserError("the arm still moves: wait until it is at rest, then take the torque off")
+        self.arm.stop(Stop.LIMP)
+        self.sent = None
+        self._to(LIMP, "told to be limp")
+
+    def clear(self, now: int) -> None:
+        """A person has seen to what stopped the arm; it stays where it is until it is enabled."""
+        if not self.stopped_by:
+            raise UserError(f"the arm is {self.state} and nothing stopped it: there is nothing to clear")
+        if pressed := self.latched():
+            raise UserError(f"the emergency stop is pressed ({pressed}): release it first")
+        if self._gone:
+            self.arm.close()
+            self.arm.open()
+            self._gone = False
+        self.seen = None
+        state = self._first(now)
+        if any(state.status):
+            raise UserError(f"the arm says {self.arm.explain(state.status)}: see to it, then clear again")
+        self.stopped_by = ""
+
+    def estop(self, why: str) -> None:
+        if self.state not in (OFF, ESTOP):
+            self._end(ESTOP, why)
+
+    def close(self) -> None:
+        require_may("close", self.state)
+        self.arm.close()
+        self.sent = None
+        self._to(OFF, "closed")
+
+    # What policies and teleoperators do.
+
+    def beat(self, at_ns: int) -> None:
+        """The policy was alive then."""
+        self._beat_ns = at_ns
+
+    def submit(self, chunk: Chunk, now: int) -> str:
+        """A sign of life too. "" or why it was refused."""
+        self._beat_ns = now
+        why = ""
+        if self.state not in MOVES:
+            why = "a chunk for an arm that is not enabled"
+        elif chunk.seen_ns < self._free_ns:
+            why = "a chunk that was observed before a person let go"
+        if why:
+            self.plan.counts[why] += 1
+        return why or self.plan.put(chunk, now)
+
+    def hand(self, q: Row | None, at_ns: int) -> None:
+        """Where a person who holds the deadman switch wants the arm to be; None: nobody does."""
+        self._hand = None if q is None else (at_ns, q)
+
+    # The tick.
+
+    def tick(self, now: int) -> None:
+        self.counts["ticks"] += 1
+        if self.state is OFF:
+            return
+        self.look(now)
+        if (pressed := self.latched()) and self.state is not ESTOP:
+            self._end(ESTOP, pressed)
+        if self.state not in STOPPED:
+            self._judge(now)
+        if self.state in STOPPED:
+            self._settle()
+        elif self.state is not LIMP:
+            self._move(now)
+
+    def look(self, now: int) -> None:
+        """Read, and believe it if a joint can have come there since. A late reply whose checksum is right is caught by that."""
+        if self._gone:
+            return
+        try:
+            state = self.arm.read()
+        except ReadFailed:
+            self.counts["reads that failed"] += 1
+            return
+        except PortLost as e:
+            return self._lose(e)
+        since = max(now - self.seen_ns, 0)
+        if self.seen is not None and state.t_ns <= self.seen.t_ns:
+            self.counts["states that came again"] += 1
+        elif self.seen is not None and not self._near(state, self.seen, since):
+            self.counts["states that cannot be"] += 1
+        else:
+            self.seen, self.seen_ns = state, now
+
+    def age_ns(self, now: int) -> int:
+        """Of what is known of the arm."""
+        return now - self.seen_ns
+
+    def _near(self, state: ArmState, before: ArmState, since: int) -> bool:
+        rows = zip(state.q, before.q, self._speed, self._slack, strict=True)
+        return all(abs(a - b) <= v * since + slack for a, b, v, slack in rows)  # nan is not near
+
+    def _judge(self, now: int) -> None:
+        age = self.age_ns(now)
+        if age > self.ages.lost_ns:
+            return self._end(
+                FAULT, f"nothing believable was read for {age / 1e6:.0f} ms: check the cable and the power"
+            )
+        if self.watch and self.seen and age == 0:
+            trouble = self.watch(self.seen, self.sent, now)
+            self._held = trouble.text if trouble else ""
+            if trouble and trouble.fault:
+                return self._end(FAULT, trouble.text)
+
+    def _move(self, now: int) -> None:
+        state, goal, why = self._choose(now)
+        command = self.guard(goal)
+        if self.guard.refused:
+            state, why = HOLD, self.guard.refused
+        self._to(state, why)
+        self._command(command)
+
+    def _choose(self, now: int) -> tuple[State, Row | None, str]:
+        """The state of this tick, its goal, and why there is none."""
+        hand = self._hand
+        driven = hand is not None and now - hand[0] <= self.ages.hand_ns
+        if driven or self.state is TELEOP:
+            self._stand(now)  # nothing that was seen up to now may run later
+        age = self.age_ns(now)
+        if age > self.ages.stale_ns:
+            return HOLD, None, f"the state is {age / 1e6:.0f} ms old"
+        if self._held:
+            return HOLD, None, self._held
+        if hand is not None and driven:
+            return TELEOP, hand[1], "a person moves it"
+        if self.state is TELEOP:
+            return HOLD, None, "the person let go"
+        if self._beat_ns is None or now - self._beat_ns > self.ages.beat_ns:
+            return HOLD, None, "the policy says nothing"
+        goal = self.plan.goal(now)
+        return (HOLD, None, "nothing is planned") if goal is None else (RUN, goal, "")
+
+    def _settle(self) -> None:
+        """Brake; once at rest the arm's own way to stay, from where it really is."""
+        if self._settled or self._gone or self.sent is None:
+            return
+        if not self.guard.resting:
+            return self._command(self.guard(None))
+        self._settled = True
+        try:
+            self.arm.stop(self.at_stop if self.state is ESTOP else Stop.HOLD)
+        except PortLost as e:
+            self._lose(e)
+
+    def _command(self, q: Row) -> None:
+        try:
+            self.arm.command(q)
+            self.sent = q
+        except PortLost as e:
+            self._lose(e)
+
+    def _lose(self, error: PortLost) -> None:
+        self._gone = True
+        self._end(FAULT, f"the port is lost: {error}")
+
+    def _end(self, state: State, why: str) -> None:
+        if self.state in STOPPED and state is FAULT:
+            return
+        self.stopped_by, self._settled = why, False
+        self.plan.clear()
+        self._to(state, why)
+
+    def _stand(self, now: int) -> None:
+        self.plan.clear()
+        self._free_ns = now
+
+    def _first(self, now: int, tries: int = 5) -> ArmState:
+        """A reading that is believed because the next one agrees, or because it agrees with the one before."""
+        for _ in range(tries):
+            before = self.seen
+            try:
+                state = self.arm.read()
+            except ReadFailed:
+                continue
+            self.seen, self.seen_ns = state, now
+            if before is not None and self._near(state, before, 0):
+                return state
+        raise UserError(f"{tries} reads of the arm gave no two that agree: check the cable and the power")
+
+    def _require_inside(self, state: ArmState) -> None:
+        spec = self.arm.spec
+        for joint, unit, q, low, high in zip(spec.joints, spec.units, state.q, spec.low, spec.high, strict=True):
+            if not low - 0.05 * (high - low) <= q <= high + 0.05 * (high - low):
+                raise UserError(
+                    f"{joint} stands at {q:.3f} {unit}, its limits are {low:.3f} to {high:.3f}: move it there by hand, or calibrate"
+                )
+
+    def _to(self, state: State, why: str) -> None:
+        if state is not self.state:
+            assert state in GOES[self.state], f"{self.state} to {state}"
+            self.counts[f"{self.state} to {state}"] += 1
+        self.state, self.why = state, why
