@@ -77,6 +77,7 @@ class Loop:
         if self.watch:
             self.watch.start()
         self.sent, self._held, self._settled, self._hand = state.q, "", False, None
+        self.plan.begin()
         self._stand(now)
         self._to(HOLD, "enabled")
 
@@ -126,6 +127,11 @@ class Loop:
     def beat(self, at_ns: int) -> None:
         """The policy was alive then."""
         self._beat_ns = at_ns
+
+    def hush(self) -> None:
+        """The policy is gone, and with it what it planned; another one counts its chunks anew."""
+        self._beat_ns = None
+        self.plan.begin()
 
     def submit(self, chunk: Chunk, now: int) -> str:
         """A sign of life too. "" or why it was refused."""
@@ -232,9 +238,11 @@ class Loop:
             return
         if not self.guard.resting:
             return self._command(self.guard(None))
-        self._settled = True
         try:
             self.arm.stop(self.at_stop if self.state is ESTOP else Stop.HOLD)
+            self._settled = True
+        except ReadFailed:  # the next tick tries again
+            self.counts["reads that failed"] += 1
         except PortLost as e:
             self._lose(e)
 

@@ -103,6 +103,10 @@ class Plan:
         """Nothing is planned; numbers go on."""
         self._rows = []
 
+    def begin(self) -> None:
+        """Nothing is planned, and any number is new."""
+        self._rows, self._last = [], None
+
     def goal(self, now: int) -> Row | None:
         """Where to be; None before the first row, and once one has run out."""
         rows = self._rows = self._coming(now)

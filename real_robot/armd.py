@@ -1,0 +1,274 @@
+"""The process that owns an arm: reads, filters and commands on every tick, whatever becomes of the others.
+
+It speaks through pages (`real_robot.pages`) that begin with the robot's name:
+
+    NAME.state     writes   everything that is known of the arm, every tick
+    NAME.policy    reads    a chunk; each write is a beat, and the writer's death ends what it planned
+    NAME.operator  reads    one act at a time: enable, hold, limp, clear, estop, close
+    NAME.hand      reads    where a person who holds the deadman switch wants the arm
+    NAME.estop     reads    a file: while it exists the emergency stop is pressed; its text says by whom
+
+Run as `python -m polyarm.real_robot.armd JSON`, with what `Station` has.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from importlib import import_module
+from typing import Any
+
+from polyarm.real_robot import pages
+from polyarm.real_robot.arm import Arm, PortLost, ReadFailed, Row
+from polyarm.real_robot.limits import Limits
+from polyarm.real_robot.loop import Loop
+from polyarm.real_robot.plan import Chunk, Plan
+from polyarm.real_robot.realtime import Ticks, follow_parent, prioritise, settle
+from polyarm.real_robot.safety import Filter, Watch
+from polyarm.real_robot.states import ESTOP, FAULT, OFF, Ages
+from polyarm.spec import UserError, unknown
+
+ACTS = ("enable", "hold", "limp", "clear", "estop", "close")
+UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, OverflowError)
+SLOW_NS = 2_000_000_000
+"""How long an act may take: it asks every motor. Nothing moves meanwhile, and the supervisor waits for as long."""
+GRIP = 60
+"""Real-time priority of the arm's process; cameras lie below, the supervisor above."""
+
+
+@dataclass(frozen=True)
+class Station:
+    """What the arm's process and its supervisor are started with; plain data. `arm`: a driver's `_target_` and arguments."""
+
+    name: str
+    arm: dict[str, Any]
+    limits: dict[str, Any] = field(default_factory=dict)
+    body: str = ""
+    """The function that makes the filter's `Body` of the limits."""
+    between: str = "hold"
+    grace_ms: float = 50.0
+    ages: dict[str, int] = field(default_factory=dict)
+    rate_hz: float = 0.0
+    """0: the arm's own."""
+    stale_ms: float = 100.0
+    """After how long without a tick the supervisor ends the arm's process and holds the arm itself."""
+    start_s: float = 60.0
+    linger_s: float = 60.0
+    """How long the arm is held for once whoever started this is gone."""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", self.name):
+            raise UserError(f"the robot's name {self.name!r} names files: give letters, digits, - and _")
+
+    def json(self) -> str:
+        return json.dumps(asdict(self))
+
+
+def named(target: str) -> Callable[..., Any]:
+    """What `module.name` names."""
+    module, _, name = target.rpartition(".")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as e:
+        raise UserError(f"{target} cannot be had ({e}): give module.name of a driver") from e
+
+
+def build_arm(station: Station) -> Arm:
+    given = dict(station.arm)
+    return named(given.pop("_target_"))(**given)
+
+
+def build_loop(station: Station, arm: Arm) -> Loop:
+    limits = Limits.of(arm.spec, **{k: _number(v) for k, v in station.limits.items()})
+    body = named(station.body)(limits) if station.body else None
+    guard = Filter(limits, 1 / (station.rate_hz or arm.spec.rate_hz), body)
+    watch = Watch(limits, arm.spec.joints, arm.explain)
+    plan = Plan(len(arm.spec.joints), station.between, int(station.grace_ms * 1e6))
+    return Loop(arm, plan, guard, watch, Ages(**station.ages), latched=lambda: pressed(station.name))
+
+
+def _number(x: Any) -> Any:
+    """yaml's and json's words for what has none."""
+    if isinstance(x, list):
+        return tuple(map(_number, x))
+    return float(x) if isinstance(x, int | float) or x in ("inf", "-inf") else x
+
+
+# The emergency stop: a file, so that a shell, a key or a pedal can press it.
+
+
+def pressed(name: str) -> str:
+    """Why it is; "" where it is not."""
+    try:
+        with open(pages.path_of(f"{name}.estop")) as file:
+            return file.readline().strip() or "it was pressed"
+    except OSError:
+        return ""
+
+
+def press(name: str, why: str) -> None:
+    pages.path_of(f"{name}.estop").write_text(why + "\n")
+
+
+def release(name: str) -> None:
+    pages.remove(f"{name}.estop")
+
+
+def own(station: Station) -> int:
+    """Hold the arm, so that no second process does: by its port where it has one. The kernel lets go with the process."""
+    where = str(station.arm.get("port") or station.name)
+    slug = re.sub(r"\W+", "-", os.path.realpath(where) if station.arm.get("port") else where).strip("-")[-100:]
+    fd = os.open(pages.path_of(f"{slug}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise UserError(f"the arm at {where} is driven by another process: end that one first") from None
+    return fd
+
+
+class Desk:
+    """Between the loop and the pages; owns no clock either."""
+
+    def __init__(self, name: str, loop: Loop, said: str = "") -> None:
+        self.name, self.loop, self.priority = name, loop, said
+        self.done = 0
+        self.error = ""
+        self._state = pages.Writer(f"{name}.state")
+        self._pages: dict[str, pages.Reader] = {}
+        self._last = dict.fromkeys(("policy", "operator", "hand"), b"")
+
+    def take(self, now: int) -> None:
+        """What the others want."""
+        self._act(now)
+        policy = self._page("policy")
+        value = policy.read() if policy else None
+        if policy and value and policy.alive:
+            self.loop.beat(value.t_ns)
+            if value.payload != self._last["policy"]:
+                self._last["policy"] = value.payload
+                self._submit(value.payload, now)
+        elif policy:
+            self.loop.hush()
+        hand = self._page("hand")
+        value = hand.read() if hand else None
+        self.loop.hand(*(_hand(value) if value else (None, 0)))
+
+    def show(self, now: int, ticks: Ticks) -> None:
+        loop, seen = self.loop, self.loop.seen
+        counts = {"loop": loop.counts, "filter": loop.guard.counts, "plan": loop.plan.counts}
+        what = {
+            "state": loop.state, "why": loop.why, "stopped_by": loop.stopped_by, "now_ns": now, "seen_ns": loop.seen_ns,
+            "seen": asdict(seen) if seen else None, "sent": loop.sent, "done": self.done, "error": self.error,
+            "priority": self.priority, "missed": ticks.missed, "late_ms": self._late(ticks), "counts": counts,
+        }  # fmt: skip
+        self._state.say(what, now)
+
+    def close(self) -> None:
+        for page in (self._state, *self._pages.values()):
+            page.close()
+
+    def _late(self, ticks: Ticks) -> dict[str, float]:
+        if ticks.late.n % 50 == 0:
+            self._figures = ticks.late.figures()
+        return getattr(self, "_figures", {})
+
+    def _page(self, kind: str) -> pages.Reader | None:
+        if kind not in self._pages:
+            with suppress(FileNotFoundError):
+                self._pages[kind] = pages.Reader(f"{self.name}.{kind}")
+        return self._pages.get(kind)
+
+    def _act(self, now: int) -> None:
+        page = self._page("operator")
+        value = page.read() if page else None
+        if not value or value.payload == self._last["operator"]:
+            return
+        self._last["operator"] = value.payload
+        asked = pages.data(value)
+        self._state.again(now + SLOW_NS)
+        self.error = ""
+        try:
+            self._do(str(asked["act"]), str(asked.get("why", "")), now)
+        except (UserError, ReadFailed, PortLost) as e:
+            self.error = str(e)
+        self.done = int(asked["number"])
+
+    def _do(self, act: str, why: str, now: int) -> None:
+        loop = self.loop
+        if act not in ACTS:
+            raise unknown("act", act, ACTS)
+        if act == "estop":
+            loop.estop(why or "the operator")
+        elif act in ("limp", "close"):
+            getattr(loop, act)()
+        else:
+            getattr(loop, act)(now)
+
+    def _submit(self, payload: bytes, now: int) -> None:
+        try:
+            asked = json.loads(payload)
+            if asked is None:  # alive, and nothing planned yet
+                return
+            rows = tuple(tuple(map(float, row)) for row in asked["rows"])
+            chunk = Chunk(*(int(asked[k]) for k in ("number", "seen_ns", "t_ns", "dt_ns")), rows)
+        except UNREADABLE:
+            self.loop.plan.counts["a chunk that cannot be read"] += 1
+            return
+        self.loop.submit(chunk, now)
+
+
+def _hand(value: pages.Value) -> tuple[Row | None, int]:
+    try:
+        q = pages.data(value)["q"]
+        return (None if q is None else tuple(map(float, q))), value.t_ns
+    except UNREADABLE:
+        return None, 0
+
+
+def run(station: Station, parent: int = 0) -> None:
+    """Until it is told to close, or by SIGTERM; then the arm is at rest, torque as it was."""
+    asked: list[int] = []
+    signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whoever started this
+    if parent:
+        follow_parent(parent)
+    lock = own(station)
+    arm = build_arm(station)
+    loop = build_loop(station, arm)
+    desk = Desk(station.name, loop, prioritise(GRIP))
+    settle()
+    ticks = Ticks(int(1e9 / (station.rate_hz or arm.spec.rate_hz)))
+    loop.open(ticks.wait())
+    try:
+        while loop.state is not OFF:
+            now = ticks.wait()
+            desk.take(now)
+            loop.tick(now)
+            if asked:
+                _leave(loop, now)
+            desk.show(now, ticks)
+    finally:
+        desk.close()
+        os.close(lock)
+
+
+def _leave(loop: Loop, now: int) -> None:
+    if loop.state not in (FAULT, ESTOP):
+        loop.hold(now)
+    if loop.guard.resting:
+        loop.close()
+
+
+if __name__ == "__main__":
+    try:
+        run(Station(**json.loads(sys.argv[1])), int(sys.argv[2]) if len(sys.argv) > 2 else 0)
+    except UserError as e:
+        sys.exit(f"polyarm: {e}")
