@@ -175,7 +175,7 @@ class Desk:
         for page in (self._state, *self._pages.values()):
             page.close()
 
-    def _late(self, ticks: Ticks) -> dict[str, float]:
+    def _late(self, ticks: Ticks) -> dict[str, int | float]:
         if ticks.late.n % 50 == 0:
             self._figures = ticks.late.figures()
         return getattr(self, "_figures", {})
@@ -192,14 +192,18 @@ class Desk:
         if not value or value.payload == self._last["operator"]:
             return
         self._last["operator"] = value.payload
-        asked = pages.data(value)
+        try:
+            asked = pages.data(value)
+            number, act, why = int(asked["number"]), str(asked["act"]), str(asked.get("why", ""))
+        except UNREADABLE:  # alive, and nothing asked yet
+            return
         self._state.again(now + SLOW_NS)
         self.error = ""
         try:
-            self._do(str(asked["act"]), str(asked.get("why", "")), now)
+            self._do(act, why, now)
         except (UserError, ReadFailed, PortLost) as e:
             self.error = str(e)
-        self.done = int(asked["number"])
+        self.done = number
 
     def _do(self, act: str, why: str, now: int) -> None:
         loop = self.loop

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
 
 import mujoco
 import numpy as np
@@ -12,24 +11,12 @@ from polyarm.real_robot.arm import Row
 from polyarm.real_robot.limits import Limits
 from polyarm.sim.mujoco import so101
 
-CHECKS = ("workspace", "floor", "self-collision")
 INSIDE_M = 2e-4
 """How far inside the box a projected tip is put, so that what the linear step leaves over does not matter."""
 
 
-@runtime_checkable
-class Body(Protocol):
-    def depths(self, q: Row) -> tuple[float, ...]:
-        """How far a pose is beyond each of `CHECKS`, m; 0 where it is not."""
-        ...
-
-    def project(self, q: Row) -> Row:
-        """`q` if its tip is in the box, otherwise a pose near it whose tip is, as far as that can be reached."""
-        ...
-
-
 class HullBody:
-    """`qpos`: for each position of the model the joint whose value it takes. Hulls are the geoms of group 3; links that share
+    """A `safety.Body`. `qpos`: for each position of the model the joint whose value it takes. Hulls are the geoms of group 3; links that share
     a joint or a parent are neighbours and may touch."""
 
     def __init__(self, xml: str, limits: Limits, tip: str, above: Sequence[str], qpos: Sequence[int]) -> None:

@@ -66,10 +66,10 @@ class Limits:
         for name in stricter:
             if name not in (known := [f.name for f in fields(cls)]):
                 raise unknown("limit", name, known)
-        row = lambda x: tuple(map(float, x)) if isinstance(x, list | tuple) else x
-        limits = replace(
-            cls(spec.low, spec.high, spec.velocity, spec.acceleration), **{k: row(x) for k, x in stricter.items()}
-        )
+        given: dict[str, Any] = {
+            k: tuple(map(float, x)) if isinstance(x, list | tuple) else x for k, x in stricter.items()
+        }
+        limits = replace(cls(spec.low, spec.high, spec.velocity, spec.acceleration), **given)
         for name, widest, sign in (("low", spec.low, -1), ("high", spec.high, 1), ("velocity", spec.velocity, 1), ("acceleration", spec.acceleration, 1)):  # fmt: skip
             for joint, x, most in zip(spec.joints, getattr(limits, name), widest, strict=True):
                 if sign * (x - most) > 0:

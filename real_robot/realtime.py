@@ -89,5 +89,5 @@ class Late:
                 return min((k + 1) * self.BIN_NS, max(self.most_ns, 0)) / 1e6
         return self.most_ns / 1e6
 
-    def figures(self) -> dict[str, float]:
+    def figures(self) -> dict[str, int | float]:
         return {"n": self.n, "p50": self.ms(0.5), "p99": self.ms(0.99), "max": self.most_ns / 1e6}

@@ -14,14 +14,26 @@ from math import copysign, isfinite, sqrt
 from typing import NamedTuple, Protocol, runtime_checkable
 
 from polyarm.real_robot.arm import ArmState, Row
-from polyarm.real_robot.body import CHECKS, Body
 from polyarm.real_robot.limits import Limits
+
+CHECKS = ("workspace", "floor", "self-collision")
 
 ROUNDING = 1 - 1e-9
 """Velocity and acceleration are kept this much below their limits, so that differences of the commands obey them as floats too."""
 
 THERE = 1e-12
 """So near its goal a joint is at it: what is left over is rounding."""
+
+
+@runtime_checkable
+class Body(Protocol):
+    def depths(self, q: Row) -> tuple[float, ...]:
+        """How far a pose is beyond each of `CHECKS`, m; 0 where it is not."""
+        ...
+
+    def project(self, q: Row) -> Row:
+        """`q` if its tip is in the box, otherwise a pose near it whose tip is, as far as that can be reached."""
+        ...
 
 
 @runtime_checkable
