@@ -222,11 +222,11 @@ class Desk:
             if asked is None:  # alive, and nothing planned yet
                 return
             rows = tuple(tuple(map(float, row)) for row in asked["rows"])
-            chunk = Chunk(*(int(asked[k]) for k in ("number", "seen_ns", "t_ns", "dt_ns")), rows)
+            number, seen_ns, t_ns, dt_ns = (int(asked[k]) for k in ("number", "seen_ns", "t_ns", "dt_ns"))
         except UNREADABLE:
             self.loop.plan.counts["a chunk that cannot be read"] += 1
             return
-        self.loop.submit(chunk, now)
+        self.loop.submit(Chunk(number, seen_ns, t_ns, dt_ns, rows), now)
 
 
 def _hand(value: pages.Value) -> tuple[Row | None, int]:

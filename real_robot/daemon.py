@@ -77,6 +77,12 @@ class Daemon:
             self._until(self._resting, ANSWER_S, "does not come to rest")
             self.act("limp")
 
+    def yield_policy(self) -> None:
+        """Another process is the policy from now on; this one only operates."""
+        self._over.set()
+        with self._turn:
+            self._policy.close()
+
     def submit(self, chunk: Chunk) -> None:
         with self._turn:
             self._policy.say(vars(chunk))
@@ -113,7 +119,8 @@ class Daemon:
     def _beat(self) -> None:
         while not self._over.wait(BEAT_S):
             with self._turn:
-                self._policy.again()
+                if not self._over.is_set():
+                    self._policy.again()
 
     def _until(self, true: Callable[[], bool], seconds: float, what: str) -> None:
         end = time.monotonic() + seconds

@@ -51,9 +51,9 @@ class RobotWorld:
         self._spec, self._stream = spec, stream
         self._dt_ns = round(1e9 / spec.action.rate_hz)
         self._slip_ns = int(slip * self._dt_ns)
-        self._number = 0
-        self._over = True
+        self._number = self._steps = self._held = 0
         self._forget()
+        self._over = True
 
     @property
     def world_spec(self) -> Spec:

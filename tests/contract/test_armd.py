@@ -230,9 +230,7 @@ def test_a_policy_that_is_killed_ends_with_what_it_planned(station):
     daemon = Daemon(slow)
     try:
         daemon.enable()
-        daemon._over.set()  # another process is the policy
-        with daemon._turn:
-            daemon._policy.close()
+        daemon.yield_policy()
         client = subprocess.Popen([sys.executable, "-c", CLIENT, station.name], stdout=subprocess.PIPE)
         client.stdout.readline()
         until(lambda: daemon.status()["state"] == "RUN")
