@@ -22,11 +22,13 @@ from typing import Any
 
 import yaml
 
-from polyarm.real_robot.arm import ArmSpec, Row
+from polyarm.real_robot.arm import ArmSpec
 from polyarm.real_robot.so101 import GRIPPER, SPEC
 from polyarm.real_robot.sts_table import TICKS
 from polyarm.spec import UserError
 
+Ticks = tuple[int, ...]
+Number = int | float
 JAW_RAD = 1.2
 """How far the twin's gripper motor turns from closed to open."""
 
@@ -45,10 +47,10 @@ class Joint:
     range: tuple[int, int]
     """Ticks that the motor accepts, both ends included."""
 
-    def ticks(self, angle: float) -> float:
+    def ticks(self, angle: Number) -> float:
         return self.zero + self.sign * self.scale * angle
 
-    def angle(self, ticks: float) -> float:
+    def angle(self, ticks: Number) -> float:
         return (ticks - self.zero) * self.sign / self.scale
 
 
@@ -148,7 +150,7 @@ def _joint(row: Any, where: str) -> Joint:
     return Joint(**row | {"range": tuple(row["range"]), "scale": float(row["scale"])})
 
 
-def so101(signs: Row = (1,) * 6, zeros: Row = (2048,) * 6, homings: Row = (0,) * 6) -> Calibration:
+def so101(signs: Ticks = (1,) * 6, zeros: Ticks = (2048,) * 6, homings: Ticks = (0,) * 6) -> Calibration:
     """Of an arm whose motors stand as given and whose ranges are the model's limits: the twin's. A real one is measured."""
     joints = {}
     for i, name in enumerate(SPEC.joints):
@@ -156,10 +158,10 @@ def so101(signs: Row = (1,) * 6, zeros: Row = (2048,) * 6, homings: Row = (0,) *
         bare = Joint(
             i + 1,
             SPEC.units[i],
-            int(zeros[i]),
-            int(signs[i]),
+            zeros[i],
+            signs[i],
             scale * TICKS / math.tau,
-            int(homings[i]),
+            homings[i],
             (0, TICKS - 1),
         )
         ends = sorted((bare.ticks(SPEC.low[i]), bare.ticks(SPEC.high[i])))

@@ -10,7 +10,7 @@ from typing import Any
 
 from polyarm.real_robot import calibration as calibrations
 from polyarm.real_robot.arm import ArmState, PortLost, ReadFailed, Row, Stop
-from polyarm.real_robot.calibration import Calibration, Joint
+from polyarm.real_robot.calibration import Calibration, Joint, Number
 from polyarm.real_robot.so101 import SPEC
 from polyarm.real_robot.sts import Bus
 from polyarm.real_robot.sts_table import MODEL_NUMBER, TICKS, described, part
@@ -36,7 +36,7 @@ class So101:
         self,
         port: str,
         calibration: Calibration | Path | str,
-        slack_ms: float = 5.0,
+        slack_ms: Number = 5,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.port, self.clock = str(port), clock

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from itertools import count
 
 from polyarm.real_robot.arm import ReadFailed
 from polyarm.real_robot.sts_table import BLOCK, BLOCK_SIZE, REGISTERS
@@ -22,8 +23,8 @@ ALL = 0xFE
 HEAD = b"\xff\xff"
 AROUND = 6
 """Bytes of a packet that are no parameters."""
-PATIENCE_S = 0.1
-"""How long a single register is asked for again before it counts as silent."""
+PATIENCE_S, LEAST = 0.1, 3
+"""How long, and how often at least, a single register is asked for again before its motor counts as silent."""
 
 
 def packet(motor: int, word: int, parameters: bytes = b"") -> bytes:
@@ -85,12 +86,13 @@ class Bus:
 
     def _ask(self, motor: int, word: int, parameters: bytes, size: int, patience_s: float = PATIENCE_S) -> bytes:
         request, end_s = packet(motor, word, parameters), time.monotonic() + patience_s
-        while True:
+        for tried in count(1):
             try:
                 return self._exchange(request, [(motor, size)])[0][1]
             except ReadFailed:
-                if time.monotonic() > end_s:
+                if tried >= LEAST and time.monotonic() > end_s:
                     raise
+        raise AssertionError("count ends")
 
     def _exchange(self, request: bytes, replies: Sequence[tuple[int, int]]) -> list[tuple[int, bytes]]:
         """(error byte, parameters) of the replies, which are of (motor, parameters) in this order."""
@@ -114,17 +116,13 @@ class Bus:
 
 
 def _parse(got: bytes, replies: Sequence[tuple[int, int]]) -> list[tuple[int, bytes]]:
+    if len(got) < sum(n + AROUND for _, n in replies):
+        silent = [str(motor) for motor, _ in replies if HEAD + bytes([motor]) not in got]
+        raise ReadFailed(f"no reply of motor {', '.join(silent)}" if silent else "a reply is cut off")
     found, k = [], 0
     for motor, n in replies:
         one = got[k : k + n + AROUND]
         k += n + AROUND
-        if len(one) < n + AROUND:
-            silent = [i for i, _ in replies if HEAD + bytes([i]) not in got]
-            raise ReadFailed(
-                f"no reply of motor {', '.join(map(str, silent))}"
-                if silent
-                else f"the reply of motor {motor} is cut off"
-            )
         if one[:4] != HEAD + bytes([motor, n + 2]) or checksum(one[2:-1]) != one[-1]:
             raise ReadFailed(f"the reply of motor {motor} is damaged")
         found.append((one[4], one[5:-1]))

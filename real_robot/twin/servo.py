@@ -39,7 +39,7 @@ class Servo:
 
     def get(self, name: str) -> int:
         register = REGISTERS[name]
-        return register.decode(self.memory[register.address : register.address + register.size])
+        return register.decode(bytes(self.memory[register.address : register.address + register.size]))
 
     def set(self, name: str, value: int) -> None:
         register = REGISTERS[name]

@@ -13,7 +13,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from polyarm.real_robot.arm import Row
-from polyarm.real_robot.calibration import Calibration, so101
+from polyarm.real_robot.calibration import Calibration, Number, so101
 from polyarm.real_robot.plant import Plant
 from polyarm.real_robot.sts_table import FAULTS, MODEL_NUMBER, REGISTERS
 from polyarm.real_robot.twin.line import Line, Trouble
@@ -81,7 +81,9 @@ class Twin:
             raise unknown("deed of a twin", name, DEEDS)
         try:
             return DEEDS[name](self, **given) or {}
-        except TypeError as error:
+        except UserError:
+            raise
+        except (TypeError, ValueError, OverflowError) as error:
             raise UserError(f"{name}: {error}; see `polyarm twin --help`") from None
 
     def reset(self, seed: int = 0) -> dict[str, Any]:
@@ -107,7 +109,7 @@ class Twin:
                 raise unknown("trouble of a line", name, known)
             setattr(self.line.trouble, name, value)
 
-    def heat(self, motor: int, celsius: float = 75.0) -> None:
+    def heat(self, motor: int, celsius: Number = 75) -> None:
         self.plant.temperature_c[self._index(motor)] = celsius
         self._feel(0)
 
@@ -118,7 +120,7 @@ class Twin:
         self._servo(motor).forced = bits
         self._feel(0)
 
-    def supply(self, volts: float = SUPPLY_V) -> None:
+    def supply(self, volts: Number = SUPPLY_V) -> None:
         """0: off; motors are silent, lose what is not kept, and the arm is limp."""
         off_before, self.volts = self.volts <= 0, volts
         for servo in self.servos:

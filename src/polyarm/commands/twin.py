@@ -66,7 +66,7 @@ def _number(name: str, text: Any, whole: bool = False) -> float:
         value = -1
     if not (isfinite(value) and value >= 0):
         raise UserError(f"{name}={text}: give a {'whole ' if whole else ''}number from 0 up")
-    return value
+    return float(value)
 
 
 COMMAND = Command(
@@ -85,6 +85,6 @@ COMMAND = Command(
     "  heat motor celsius, force motor bits, supply volts, freeze on, unplug, plug, remove motor, swap motor other,\n"
     "  become motor model firmware\n"
     "It was never held against hardware: it does what the motors' tables and data sheet say.\n",
-    order=62,
+    order=80,
     takes=Takes(place="an arm, a path and settings", settings=False, switches=("--pty", "--unix", "--lockstep")),
 )
