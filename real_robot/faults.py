@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -135,7 +136,7 @@ def until(true: Callable[[], bool], seconds: float) -> None:
 def beyond(rows: list[tuple[int, tuple[float, ...]]]) -> tuple[float, float]:
     """How far commands went beyond the limits (rad or m), and their largest share of the velocity limit."""
     out = max(max(low - q, q - high) for _, row in rows for q, low, high in zip(row, SPEC.low, SPEC.high, strict=True))
-    pairs = zip(rows, rows[1:], strict=False)
+    pairs = pairwise(rows)
     fast = max(
         abs(b - a) * SPEC.rate_hz / v for (_, x), (_, y) in pairs for a, b, v in zip(x, y, SPEC.velocity, strict=True)
     )
@@ -158,9 +159,7 @@ def policy_killed(rig: Rig, n: int) -> Iterator[Row]:
                 victim.wait()
                 rest.append(rig.rest_ms(killed))
                 goals = rig.goals()
-                changes = [
-                    t for (t, q), (_, before) in zip(goals[1:], goals, strict=False) if q != before and t > killed
-                ]
+                changes = [t for (_, before), (t, q) in pairwise(goals) if q != before and t > killed]
                 last.append(max([0.0, *((t - killed) / 1e6 for t in changes)]))
                 far, quick = beyond(goals)
                 out.append(far)
@@ -186,7 +185,7 @@ def owner_lost(rig: Rig, n: int, number: signal.Signals) -> Iterator[Row]:
             rest.append(rig.rest_ms(lost))
             until(lambda: daemon.status()["state"] == "FAULT", 5)
             goals = rig.goals()
-            quiet = max(zip(goals, goals[1:], strict=False), key=lambda pair: pair[1][0] - pair[0][0])[1][0]
+            quiet = max(pairwise(goals), key=lambda pair: pair[1][0] - pair[0][0])[1][0]
             held.append((quiet - lost) / 1e6)
     yield f"{number.name} of armd x{n}", "the supervisor holds <= 300 ms", spread(held), max(held) <= 300
     yield "", "arm at rest <= 420 ms", spread(rest), max(rest) <= 420

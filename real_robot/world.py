@@ -8,6 +8,7 @@ a slot begins late.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -136,3 +137,17 @@ class PlantScene:
     def see(self) -> tuple[dict[str, np.ndarray], bool]:
         world = self.plant.world
         return world.set_state(world.get_state()), world.is_success
+
+
+class TwinScene:
+    """The same of a twin in another process, by its control socket. `streams`: those that the task is seen by."""
+
+    def __init__(self, remote: Callable[..., dict[str, Any]], streams: Sequence[str]) -> None:
+        self.remote, self.streams = remote, tuple(streams)
+
+    def reset(self, seed: int | None) -> None:
+        self.remote("reset", seed=0 if seed is None else seed)
+
+    def see(self) -> tuple[dict[str, np.ndarray], bool]:
+        truth = self.remote("truth")
+        return {name: np.asarray(truth[name], np.float32) for name in self.streams}, bool(truth["is_success"])

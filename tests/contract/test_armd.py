@@ -15,7 +15,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from fake_arm import FakeArm
 
 from polyarm.real_robot import armd, pages
 from polyarm.real_robot.armd import Desk, Station, build_loop
@@ -23,14 +22,16 @@ from polyarm.real_robot.daemon import Daemon
 from polyarm.real_robot.plan import Chunk
 from polyarm.real_robot.realtime import Late, Ticks
 from polyarm.spec import UserError
+from tests.fake_arm import FakeArm
 
 MS = 1_000_000
 
 
 @pytest.fixture
-def station(tmp_path):
+def station(tmp_path, monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[2])  # where a process finds tests.fake_arm
     name = f"test-{os.getpid()}-{time.monotonic_ns()}"
-    given = {"_target_": "fake_arm.FakeArm", "log": str(tmp_path / "log")}
+    given = {"_target_": "tests.fake_arm.FakeArm", "log": str(tmp_path / "log")}
     ages = {"stale_ns": 10**9, "lost_ns": 10**10, "beat_ns": 3 * 10**9}  # of a machine that is busy elsewhere
     yield Station(name, given, ages=ages, stale_ms=5000.0, linger_s=1.0)
     for path in pages.FOLDER.glob(f"polyarm-{name}*"):
@@ -179,8 +180,8 @@ def test_two_cannot_own_one_arm(station, tmp_path):
 
 
 def test_what_cannot_be_started_says_why(station):
-    with pytest.raises(UserError, match="fake_arm.NoArm cannot be had"):
-        Daemon(Station(station.name, {"_target_": "fake_arm.NoArm"}))
+    with pytest.raises(UserError, match="tests.fake_arm.NoArm cannot be had"):
+        Daemon(Station(station.name, {"_target_": "tests.fake_arm.NoArm"}))
     with pytest.raises(UserError, match="names files"):
         Station("../x", {})
 
@@ -240,7 +241,7 @@ def test_a_policy_that_is_killed_ends_with_what_it_planned(station):
         until(lambda: daemon.status()["state"] == "HOLD")
         time.sleep(0.3)
         rows = log(station)
-        moved = [t for (t, q), (_, before) in zip(rows[1:], rows, strict=False) if q != before]
+        moved = [t for (_, before), (t, q) in pairwise(rows) if q != before]
         assert moved and moved[-1] < killed + 5e9 and rows[-1][1][0] > -0.5
         q = [x[0] for _, x in rows]
         assert max(abs(b - a) for a, b in pairwise(q)) <= 0.05 * 0.01 + 1e-12

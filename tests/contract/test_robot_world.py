@@ -19,10 +19,11 @@ from polyarm.real_robot.plant import Plant
 from polyarm.real_robot.safety import Filter, Through, Watch
 from polyarm.real_robot.so101 import SPEC
 from polyarm.real_robot.states import State
-from polyarm.real_robot.world import PlantScene, RobotWorld
+from polyarm.real_robot.world import PlantScene, RobotWorld, TwinScene
 from polyarm.sim.experts.pick_place import PickPlaceExpert
 from polyarm.sim.mujoco.pick_place import PickPlace
 from polyarm.spec import UserError
+from tests.twins import TICK_NS, rig
 
 LIMITS = Limits.of(
     SPEC, box_low_m=(-0.05, -0.35, 0.004), box_high_m=(0.42, 0.35, 0.5), floor_m=0.02, lag=(0.5,) * 5 + (1.0,)
@@ -93,6 +94,36 @@ def test_with_the_filter_the_expert_still_does_the_task():
     assert wins == 3
     guard = world.link.loop.guard
     assert guard.counts["velocity"] and not any(guard.counts[k] for k in ("floor", "workspace", "self-collision"))
+
+
+def wired(steps):
+    """(joints that were seen, whether it is done) of the expert through driver, bus and motors' ticks, with the filter."""
+    with rig("unix") as r:
+        guard = Filter(LIMITS, 0.01, so101_body(LIMITS))
+        loop = Loop(r.arm, Plan(6), guard, Watch(LIMITS, SPEC.joints, r.arm.explain))
+        sim = r.plant.world
+        scene = TwinScene(r.remote, ("cube", "target"))
+        link = Inline(loop, lambda ns: r.advance(ns // TICK_NS))
+        world = RobotWorld(link, scene, sim.world_spec, sim.action_space, steps)
+        world.reset(seed=[1], options={})
+        expert, seen, over = PickPlaceExpert(sim), [], False
+        while not over:
+            obs, _, done, cut, _ = world.step(expert.act()[None])
+            seen.append(obs["joint_pos"])
+            over = bool(done[0] or cut[0])
+        assert not world.holds and not loop.counts["reads that failed"]
+        world.close()
+        return np.concatenate(seen), bool(done[0])
+
+
+def test_through_the_wire_in_lock_step_every_run_is_the_same():
+    """No clock of the machine is in it. Red where the driver stamps by one."""
+    assert np.array_equal(wired(12)[0], wired(12)[0])
+
+
+@pytest.mark.slow
+def test_through_the_wire_in_lock_step_the_expert_does_the_task():
+    assert wired(160)[1]
 
 
 def test_an_episode_that_is_over_stays_and_one_that_is_cut_says_so():

@@ -8,7 +8,6 @@ import math
 from dataclasses import replace
 
 import pytest
-from fake_arm import SPEC, FakeArm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,6 +18,7 @@ from polyarm.real_robot.plan import Chunk, Plan
 from polyarm.real_robot.safety import Filter, Watch
 from polyarm.real_robot.states import GOES, State
 from polyarm.spec import UserError
+from tests.fake_arm import SPEC, FakeArm
 
 MS = 1_000_000
 OFF, LIMP, HOLD, RUN, TELEOP, FAULT, ESTOP = State

@@ -225,7 +225,7 @@ def test_what_an_arm_does_not_say_is_no_alarm():
     ],
 )
 def test_limits_that_make_no_sense_are_refused(wrong, says):
-    from fake_arm import SPEC
+    from tests.fake_arm import SPEC
 
     with pytest.raises(UserError, match=says):
         Limits.of(SPEC, **wrong)
