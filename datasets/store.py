@@ -54,6 +54,7 @@ class Store:
         self.attributes, self._sealed = unseal(path / "zarr.json")
         self.spec = read_spec(self.attributes.pop("spec"), path / "zarr.json")
         self._layout = _layout(self.spec)
+        _require_millimetres(path, self.spec)
         ends = self._rows(ENDS)  # before the others: they are never shorter than what it says
         said = ends.all_chunks()
         self.episode_ends: np.ndarray = said[: valid_ends(said)]
@@ -239,6 +240,19 @@ def _require_depth(name: str, x: np.ndarray) -> None:
         metres(x.reshape(1, -1)[:, :: max(1, x.size // PIXELS)], "mm")
     except UserError as e:
         raise UserError(f"{name!r}: {e}") from None
+
+
+def _require_millimetres(path: Path, spec: Spec) -> None:
+    """Older stores held depth as float32."""
+    for stream in spec.obs.streams:
+        if stream.kind != "depth":
+            continue
+        have = read_json(path / "data" / stream.name / "zarr.json").get("data_type")
+        if isinstance(have, str) and have.startswith("float"):
+            raise UserError(
+                f"{path} is older: its depth {stream.name!r} is {have}, and depth is uint16 now, mm, 0 where nothing was measured; the "
+                "store is whole and was not touched: write it to a new one as docs/your_data.md says under Older depth"
+            )
 
 
 def _write_empty(made: Path, layout: Mapping[str, tuple[tuple[int, ...], np.dtype]], said: dict[str, Any]) -> None:
