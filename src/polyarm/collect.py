@@ -35,17 +35,30 @@ AHEAD = 2
 
 def collect_task(config: Any) -> dict[str, Any]:
     """`collect` with the settings of a composed configuration: its `task` and `collect` parts."""
-    from polyarm.task import count_workers, world_kwargs
+    from polyarm.task import count_workers
 
     task, c = config.task, config.collect
     if task.expert is None:
         raise UserError(f"task {task.name} has no scripted expert: choose one that has, or record demonstrations")
     if c.path is None:
         raise UserError("collect.path has no value: give the store to write as collect.path=...")
-    workers = count_workers(c.workers, c.episodes)
-    return collect(
-        task.env_id, world_kwargs(task, derived=False, moved=False), task.expert, c.path, c.episodes, c.seed, workers
-    )
+    return collect(*_player(task), c.path, c.episodes, c.seed, count_workers(c.workers, c.episodes))
+
+
+def frames_per_s(config: Any, workers: int) -> float:
+    """What `collect_task` comes to with so many workers, by the wall's clock, once all of them play; nothing is stored."""
+    with closing(_play_all(_player(config.task), config.collect.seed, workers)) as played:
+        for _ in range(AHEAD * workers):
+            next(played)
+        began = time.perf_counter()
+        frames = sum(len(next(played)) for _ in range(config.collect.episodes))
+        return frames / (time.perf_counter() - began)
+
+
+def _player(task: Any) -> Player:
+    from polyarm.task import world_kwargs
+
+    return task.env_id, world_kwargs(task, derived=False, moved=False), task.expert
 
 
 def collect(

@@ -6,6 +6,7 @@ one before; rows of other streams at other frames; fingers that move with the ha
 ends, or that goes on behind a wall or past the episode's end; a film of keyposes alone; a kind that is not compared.
 """
 
+import time
 from dataclasses import replace
 from itertools import pairwise
 
@@ -165,6 +166,30 @@ def test_marks_of_ones_own_are_taken_as_they_are(store, tmp_path):
     told = raw.stream("action")[:n][:, 7]
     assert told[5] == told[2] > told[n - 1]  # the fingers close later, between a mark and the end
     assert np.array_equal(demos.stream("action")[:][:, 7], told[[2, 5, n - 1, n - 1]])
+
+
+def test_a_frame_of_collecting_is_timed_with_one_worker_and_with_two(store, tmp_path, monkeypatch):
+    """A piece of `polyarm bench three_d`. Mutations: the same workers twice; one's share of two; episodes in place of frames."""
+    from polyarm.bench import pieces
+
+    with adding(
+        [conf(tmp_path, store, expert="tests.reach_world.Expert", env_kwargs={"ends": False, "max_steps": 45})]
+    ):
+        config = compose(["task=reach", "collect.episodes=2", f"collect.path={tmp_path}/d.zarr"])
+    asked, timed = [], pieces.frames_per_s
+
+    def frames_per_s(config, workers):
+        began = time.perf_counter()
+        rate = timed(config, workers)
+        asked.append(workers)
+        assert rate > 2 * 45 / (time.perf_counter() - began)  # two episodes of 45 frames took less than all of it
+        return rate
+
+    monkeypatch.setattr(pieces, "frames_per_s", frames_per_s)
+    one, two = pieces._of_collecting(config)
+    assert asked == [1, 2] and two["times_one"] == two["frames_s"] / one["frames_s"]
+    assert (one["ms"], two["ms"]) == (1e3 / one["frames_s"], 1e3 / two["frames_s"])
+    assert pieces._times(one) == "" and f"{two['times_one']:.2f} times" in pieces._times(two)
 
 
 def test_joints_that_stop_are_a_keypose_and_need_angles(store):
