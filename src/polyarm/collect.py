@@ -116,7 +116,7 @@ def _fill(
         for episode in played:
             failed = 0 if episode.success else failed + 1
             if episode.success or keep_failures:
-                arrays = {**episode.obs, "action": episode.action, "time_s": episode.time_s}
+                arrays: dict[str, Any] = {**episode.obs, "action": episode.action, "time_s": episode.time_s}
                 arrays |= {name: episode.keypose for name in store.marks}
                 store.append(arrays, episode.seed, episode.success)
             done, frames = done + episode.success, frames + len(episode.action)
