@@ -30,17 +30,22 @@ if ! runs_312 .venv/bin/python; then
 fi
 
 want=$(cat pyproject.toml pins.txt setup.sh | cksum)
-if [ "$(cat .venv/.polyarm 2>/dev/null || true)" = "$want" ]; then exit 0; fi
+is() { [ "$(cat ".venv/$1" 2>/dev/null || true)" = "$want" ]; }
 
-export UV_PYTHON_DOWNLOADS=never
-if command -v uv >/dev/null 2>&1 && uv --version >/dev/null 2>&1; then uv=uv
-elif .venv/bin/python -m pip install -q uv 2>/dev/null && .venv/bin/uv --version >/dev/null 2>&1; then uv=.venv/bin/uv
-else uv=; fi
-echo "installing polyarm and what it needs (several GB, minutes on a slow line)"
-if [ -n "$uv" ]; then
-    "$uv" pip install -q --compile-bytecode --python .venv/bin/python -c pins.txt -e '.[dev]'
-else
-    .venv/bin/python -m pip install -q -c pins.txt -e '.[dev]'
-fi
-.venv/bin/python -m polyarm.sim.sapien.swiftshader || true   # it says what is missing; only SAPIEN's worlds need it
-echo "$want" > .venv/.polyarm
+install() {
+    export UV_PYTHON_DOWNLOADS=never
+    if command -v uv >/dev/null 2>&1 && uv --version >/dev/null 2>&1; then uv=uv
+    elif .venv/bin/python -m pip install -q uv 2>/dev/null && .venv/bin/uv --version >/dev/null 2>&1; then uv=.venv/bin/uv
+    else uv=; fi
+    echo "installing polyarm and what it needs (several GB, minutes on a slow line)"
+    if [ -n "$uv" ]; then
+        "$uv" pip install -q --compile-bytecode --python .venv/bin/python -c pins.txt -e '.[dev]'
+    else
+        .venv/bin/python -m pip install -q -c pins.txt -e '.[dev]'
+    fi
+    echo "$want" > .venv/.polyarm
+}
+
+is .polyarm || install
+# only SAPIEN's worlds need it: it says what is missing, and is tried again at the next set-up until it drew
+is .polyarm-draws || ! .venv/bin/python -m polyarm.sim.sapien.swiftshader || echo "$want" > .venv/.polyarm-draws

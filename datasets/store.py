@@ -3,6 +3,7 @@
     data/<stream>      [N, ...]     one array a stream, episodes end to end; float32, images uint8
     data/action        [N, d]       float32, raw units
     data/time_s        [N]          float64, measured, rising within an episode
+    data/<mark>        [N]          uint8, of those that the attribute "marks" names: what who demonstrated says beside what was seen
     meta/seed          [episodes]   int64
     meta/success       [episodes]   bool
     meta/episode_ends  [episodes]   int64, cumulative and exclusive
@@ -20,7 +21,7 @@ import json
 import os
 import shutil
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -53,7 +54,10 @@ class Store:
         self._unlock: weakref.finalize | None = None  # a writer's lock
         self.attributes, self._sealed = unseal(path / "zarr.json")
         self.spec = read_spec(self.attributes.pop("spec"), path / "zarr.json")
-        self._layout = _layout(self.spec)
+        self.marks: tuple[str, ...] = tuple(self.attributes.pop("marks", ()))
+        """Of frames, beside the streams; no policy sees them."""
+        self._layout = _layout(self.spec, self.marks)
+        _require_millimetres(path, self.spec)
         ends = self._rows(ENDS)  # before the others: they are never shorter than what it says
         said = ends.all_chunks()
         self.episode_ends: np.ndarray = said[: valid_ends(said)]
@@ -69,9 +73,10 @@ class Store:
         self._note("seed"), self._note("success")
 
     @classmethod
-    def create(cls, path: str | Path, spec: Spec, **attributes: Any) -> Store:
-        """A new, empty store, open for writing. Raises `UserError` if there is anything at `path`."""
-        path, layout = Path(path), _layout(spec)
+    def create(cls, path: str | Path, spec: Spec, marks: Sequence[str] = (), **attributes: Any) -> Store:
+        """A new, empty store, open for writing. `marks`: names of numbers a frame beside the streams. Raises `UserError` if there is anything at `path`."""
+        path, layout = Path(path), _layout(spec, marks)
+        attributes |= {"marks": list(marks)} if marks else {}
         made = path.with_name(f".{path.name}.{os.getpid()}.partial")
         with _writing(path):
             try:
@@ -108,14 +113,14 @@ class Store:
             return store
 
     def append(self, arrays: Mapping[str, Any], seed: int, success: bool = True) -> None:
-        """One episode: every stream of the spec, "action" and "time_s", `[t, ...]` each. It is durable on return.
+        """One episode: every stream of the spec, "action", "time_s" and the marks, `[t, ...]` each. It is durable on return.
 
         Raises `UserError`, and leaves the store as it was, for a wrong name, shape, type or number, and for a disk that is
         full or cannot be written.
         """
         if self._unlock is None or not self._unlock.alive:
             raise UserError(f"{self.path} is not open for writing: open it with mode 'a'")
-        rows = checked_episode(arrays, self.spec)
+        rows = checked_episode(arrays, self.spec, self.marks)
         ends = np.append(self.episode_ends, self.frames + len(rows[ACTION]))
         try:
             with _writing(self.path):
@@ -133,7 +138,7 @@ class Store:
         self.episode_ends = ends
 
     def stream(self, name: str) -> Rows:
-        """Rows of an observation stream, of "action" or of "time_s"; read when indexed."""
+        """Rows of an observation stream, of "action", of "time_s" or of a mark; read when indexed."""
         if name not in self._layout:
             raise unknown(f"stream of {self.path}", name, self._layout)
         return self._rows(f"data/{name}").upto(self.frames, f"the last episode ends at {self.frames}")
@@ -198,17 +203,18 @@ class Store:
         rows.resize(len(ends), disk)
 
 
-def _layout(spec: Spec) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+def _layout(spec: Spec, marks: Sequence[str] = ()) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """{array: (shape of one row, dtype)}"""
     layout = {s.name: (s.shape, np.dtype(s.dtype)) for s in spec.obs.streams}
-    for taken in (ACTION, TIME_S):
+    for taken in (ACTION, TIME_S, *marks):
         if taken in layout:
             raise UserError(f"an observation stream is called {taken!r}: that name is taken, choose another")
-    return layout | {ACTION: ((spec.action.width,), np.dtype("f4")), TIME_S: ((), np.dtype("f8"))}
+    layout |= {ACTION: ((spec.action.width,), np.dtype("f4")), TIME_S: ((), np.dtype("f8"))}
+    return layout | {name: ((), np.dtype("u1")) for name in marks}
 
 
-def checked_episode(arrays: Mapping[str, Any], spec: Spec) -> dict[str, np.ndarray]:
-    layout = _layout(spec)
+def checked_episode(arrays: Mapping[str, Any], spec: Spec, marks: Sequence[str] = ()) -> dict[str, np.ndarray]:
+    layout = _layout(spec, marks)
     for name in arrays:
         if name not in layout:
             raise unknown("stream of an episode", name, layout)
@@ -239,6 +245,19 @@ def _require_depth(name: str, x: np.ndarray) -> None:
         metres(x.reshape(1, -1)[:, :: max(1, x.size // PIXELS)], "mm")
     except UserError as e:
         raise UserError(f"{name!r}: {e}") from None
+
+
+def _require_millimetres(path: Path, spec: Spec) -> None:
+    """Older stores held depth as float32."""
+    for stream in spec.obs.streams:
+        if stream.kind != "depth":
+            continue
+        have = read_json(path / "data" / stream.name / "zarr.json").get("data_type")
+        if isinstance(have, str) and have.startswith("float"):
+            raise UserError(
+                f"{path} is older: its depth {stream.name!r} is {have}, and depth is uint16 now, mm, 0 where nothing was measured; the "
+                "store is whole and was not touched: write it to a new one as docs/your_data.md says under Older depth"
+            )
 
 
 def _write_empty(made: Path, layout: Mapping[str, tuple[tuple[int, ...], np.dtype]], said: dict[str, Any]) -> None:

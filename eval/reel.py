@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from polyarm.config import OFFLINE, override
 from polyarm.eval import place
+from polyarm.eval.effect import require_effect
 from polyarm.eval.film import choose, replayed
 from polyarm.eval.judge import terms
 from polyarm.eval.rollout import Played
@@ -47,7 +48,9 @@ def reel(source: Path, file: Path, overrides: Sequence[str]) -> dict[str, Any]:
     folder = _evaluation(source)
     result = _read(folder)
     trained = checkpoint.read_config(checkpoint.find(folder / result["checkpoint"]))
-    config = override(trained, [*result.get("overrides", []), *overrides])
+    judged = override(trained, result.get("overrides", []))
+    config = override(judged, overrides)
+    require_effect([judged], config, overrides)
     some = choose(_played(folder, result), config.eval.videos)
     if not some:
         raise UserError(f"eval.videos={config.eval.videos}: give the number of episodes to be seen, at least 1")

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from polyarm.config import OFFLINE, override
 from polyarm.eval import place
+from polyarm.eval.effect import require_effect
 from polyarm.eval.film import choose, film
 from polyarm.eval.judge import judge, terms
 from polyarm.eval.machine import machine, pick_device, policy_versions
@@ -62,6 +63,7 @@ def evaluate(
     folders = [checkpoint.find(source) for source in sources]
     owns = [checkpoint.read_config(folder) for folder in folders]
     config = override(owns[0], overrides)
+    require_effect(owns, config, overrides)
     if config.task.measure == OFFLINE:
         from polyarm.eval import held_out
 

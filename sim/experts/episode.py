@@ -20,15 +20,25 @@ class Expert(Protocol):
     def act(self) -> np.ndarray: ...
 
 
+@runtime_checkable
+class Marking(Protocol):
+    """An expert that marks keyposes."""
+
+    keypose: bool
+    """Whether the hand was at one when the last action was chosen: a phase ended there."""
+
+
 @dataclass(frozen=True)
 class Episode:
-    """obs {stream: [t ...]}; action [t d] float32; time_s [t] of the simulated clock. Row i was seen when action i was chosen."""
+    """obs {stream: [t ...]}; action [t d] float32; time_s [t] of the simulated clock; keypose [t], 1 where an expert that marks
+    them was at one. Row i was seen when action i was chosen."""
 
     obs: dict[str, np.ndarray]
     action: np.ndarray
     time_s: np.ndarray
     success: bool
     seed: int
+    keypose: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.action)
@@ -41,15 +51,19 @@ def play(env: gym.Env, expert: Expert, seed: int) -> Episode:
     seen: list[dict[str, np.ndarray]] = []
     actions: list[np.ndarray] = []
     times: list[float] = []
+    marks: list[bool] = []
     done = False
     while not done:
         action = np.asarray(expert.act(), np.float32)
         seen.append(obs)
         actions.append(action)
+        if isinstance(expert, Marking):
+            marks.append(expert.keypose)
         times.append(env.get_wrapper_attr("time_s"))
         obs, _, terminated, truncated, info = env.step(action)
         done = terminated or truncated
     streams = {name: np.stack([o[name] for o in seen]) for name in seen[0]}
     if "is_success" not in info:
         raise without_success(type(env.unwrapped).__name__, info)
-    return Episode(streams, np.stack(actions), np.array(times), bool(info["is_success"]), seed)
+    keypose = np.array(marks, np.uint8) if marks else None
+    return Episode(streams, np.stack(actions), np.array(times), bool(info["is_success"]), seed, keypose)

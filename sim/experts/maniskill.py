@@ -40,6 +40,8 @@ class Expert:
 
     phases: tuple[Phase, ...]
     task: str
+    keypose = False
+    """A phase has just ended (see `episode.Marking`)."""
     lost_m = 0.03
     """A held object farther from the tip than it was when it was taken is lost."""
 
@@ -51,7 +53,7 @@ class Expert:
         self.reset()
 
     def reset(self) -> None:
-        self.at, self.since, self.given_way, self.reach = 0, 0, np.zeros(3), 0.0
+        self.at, self.since, self.given_way, self.reach, self.keypose = 0, 0, np.zeros(3), 0.0, False
 
     @property
     def phase(self) -> str:
@@ -75,7 +77,7 @@ class Expert:
     """The direction in which something is pushed in, of length 1; zeros for a task without."""
 
     def _advance(self) -> None:
-        holds = self.phases[self.at].holds
+        holds, self.keypose = self.phases[self.at].holds, False
         if self.since > self.phases[self.at].patience:
             self.at, self.since = self.at - 1, 0
             return
@@ -85,6 +87,7 @@ class Expert:
             if not self.phases[self.at].done(self):
                 break
             self.at, self.since = min(self.at + 1, len(self.phases) - 1), 0
+            self.keypose = True
             if not holds and self.phases[self.at].holds:
                 self.reach = self.away(self.phases[self.at].holds)
 

@@ -24,6 +24,7 @@ from polyarm.cli import sentence
 from polyarm.config import PACKAGES, compose, override
 from polyarm.derive import Derivation, derive
 from polyarm.eval import agent, run
+from polyarm.eval.effect import require_effect
 from polyarm.eval.machine import pick_device
 from polyarm.grammar import PATHS, setting
 from polyarm.log import read_log
@@ -76,7 +77,9 @@ def load(
     with _in_force(trust, configs):
         folders = [checkpoint.find(source) for source in _paths(path)]
         mine, parts = words(*settings, more), shares(weights, len(folders))
-        config = override(checkpoint.read_config(folders[0]), mine)
+        owns = [checkpoint.read_config(folder) for folder in folders]
+        config = override(owns[0], mine)
+        require_effect(owns, config, mine)
         torch.set_num_threads(int(config.eval.threads))
         device = pick_device(config.eval.device)
         policy = run.load_policy(folders, config, mine, parts, device)

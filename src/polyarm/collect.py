@@ -20,6 +20,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from polyarm.keypose import MARKED
 from polyarm.progress import Bar
 from polyarm.spec import Spec, UserError, require_actions, require_obs
 
@@ -35,17 +36,30 @@ AHEAD = 2
 
 def collect_task(config: Any) -> dict[str, Any]:
     """`collect` with the settings of a composed configuration: its `task` and `collect` parts."""
-    from polyarm.task import count_workers, world_kwargs
+    from polyarm.task import count_workers
 
     task, c = config.task, config.collect
     if task.expert is None:
         raise UserError(f"task {task.name} has no scripted expert: choose one that has, or record demonstrations")
     if c.path is None:
         raise UserError("collect.path has no value: give the store to write as collect.path=...")
-    workers = count_workers(c.workers, c.episodes)
-    return collect(
-        task.env_id, world_kwargs(task, derived=False, moved=False), task.expert, c.path, c.episodes, c.seed, workers
-    )
+    return collect(*_player(task), c.path, c.episodes, c.seed, count_workers(c.workers, c.episodes))
+
+
+def frames_per_s(config: Any, workers: int) -> float:
+    """What `collect_task` comes to with so many workers, by the wall's clock, once all of them play; nothing is stored."""
+    with closing(_play_all(_player(config.task), config.collect.seed, workers)) as played:
+        for _ in range(AHEAD * workers):
+            next(played)
+        began = time.perf_counter()
+        frames = sum(len(next(played)) for _ in range(config.collect.episodes))
+        return frames / (time.perf_counter() - began)
+
+
+def _player(task: Any) -> Player:
+    from polyarm.task import world_kwargs
+
+    return task.env_id, world_kwargs(task, derived=False, moved=False), task.expert
 
 
 def collect(
@@ -71,7 +85,7 @@ def collect(
         json.dumps({"env_id": env_id, "env_kwargs": dict(env_kwargs), "expert": expert, "first_seed": seed})
     )
     player, began = (env_id, dict(env_kwargs), expert), time.perf_counter()
-    with _open(Path(path), _world_spec(*player), origin) as store:
+    with _open(Path(path), _world_spec(*player), origin, _marks(expert)) as store:
         try:
             _fill(store, player, episodes, seed, workers, keep_failures, progress)
         except KeyboardInterrupt:
@@ -102,7 +116,8 @@ def _fill(
         for episode in played:
             failed = 0 if episode.success else failed + 1
             if episode.success or keep_failures:
-                arrays = {**episode.obs, "action": episode.action, "time_s": episode.time_s}
+                arrays: dict[str, Any] = {**episode.obs, "action": episode.action, "time_s": episode.time_s}
+                arrays |= {name: episode.keypose for name in store.marks}
                 store.append(arrays, episode.seed, episode.success)
             done, frames = done + episode.success, frames + len(episode.action)
             speed = frames / (time.perf_counter() - began)
@@ -193,6 +208,13 @@ def _expert(dotted: str) -> Any:
         raise UserError(f"expert {dotted!r} cannot be imported ({e}): give the dotted path of a class") from e
 
 
+def _marks(expert: str) -> list[str]:
+    """What the expert marks beside what the world shows; a store from before it did goes on without."""
+    from polyarm.sim.experts.episode import Marking
+
+    return [MARKED] if isinstance(_expert(expert), Marking) else []
+
+
 def _world_spec(env_id: str, env_kwargs: Mapping[str, Any], expert: str) -> Spec:
     from polyarm.sim.trial import trial
 
@@ -200,12 +222,12 @@ def _world_spec(env_id: str, env_kwargs: Mapping[str, Any], expert: str) -> Spec
     return trial(env_id, env_kwargs)
 
 
-def _open(path: Path, spec: Spec, origin: dict[str, Any]) -> Store:
+def _open(path: Path, spec: Spec, origin: dict[str, Any], marks: list[str]) -> Store:
     """The store to fill: a new one, or one of the same world, version, expert and first seed."""
     from polyarm.datasets.store import Store
 
     if not path.exists() or path.is_dir() and not any(path.iterdir()):
-        return Store.create(path, spec, collect=origin)
+        return Store.create(path, spec, marks, collect=origin)
     store = Store.open(path, "a")
     try:
         require_obs(spec.obs, store.spec.obs, "this world", str(path))

@@ -17,6 +17,8 @@ from polyarm.spec import Spec, Stream, UserError
 RESERVED = "keyposes"
 """Under which `sim.world.build_world` takes `Keyposes` beside a world's own settings."""
 KINDS = ("trajectory", "keypose")
+MARKED = "keypose"
+"""What demonstrations are marked by whose expert says where its keyposes are: `task.keyposes.marks=keypose`."""
 WAIT = 4
 """Frames after a stop in which there is no other."""
 

@@ -145,6 +145,18 @@ def test_the_published_sizes(rn50, experiment, more, published):
     assert frozen + pool == 38_316_896
 
 
+def test_the_published_setting_learns_keyposes(store, rn50, tmp_path):
+    """Mutation: leave `task.action_kind` out of the experiment."""
+    assert compose(["experiment=actor3d_published", "task=stack_cube"]).task.streams == ["tip", "front", "front_points"]
+    how = OmegaConf.to_container(compose(["experiment=actor3d_published"]).task.keyposes) | {"joints": None}
+    found = ", ".join(f"{key}: {'null' if value is None else value}" for key, value in how.items())
+    more = [f"policy.encoder.image.trunk.weights={rn50}", f"+task.keyposes={{{found}}}", *SMALL[1:]]
+    own = ["task=own", SCENE, f"task.demos.path={store}", f"output_dir={tmp_path}/run", *more]
+    assert main(["train", "experiment=actor3d_published", *own]) == 0
+    action = checkpoint.read_spec(checkpoint.find(tmp_path / "run")).action
+    assert action.kind == "keypose" and action.horizon == 3
+
+
 @pytest.mark.slow
 def test_boxes_are_learnt_by_heart():
     """At the CPU's size, four scenes whose box alone says where the way ends: within 1 cm, and whether the gripper is shut.

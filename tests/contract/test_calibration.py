@@ -9,7 +9,7 @@ import pytest
 
 from polyarm.camera import from_row, to_row
 from polyarm.cli import main
-from polyarm.datasets.calibration import _plane, check
+from polyarm.datasets.calibration import _plane, check, said
 from polyarm.datasets.store import Store
 from polyarm.spec import ActionSpace, ObsSpace, Spec, Stream, UserError
 from tests.depth_world import looking, rendered
@@ -115,6 +115,13 @@ def test_one_camera_that_is_moved_is_seen_by_the_tip(tmp_path, shift, said):
 
     found = check(written(tmp_path / "s.zarr", said=wrong(shift=shift)))
     assert any(re.search(said, w) for w in found["wrong"]), found
+
+
+def test_how_high_the_table_stands_is_shown_where_one_camera_cannot_judge_it(tmp_path):
+    """Mutation: the table's height in the camera's frame, or left out of what is said."""
+    found = check(written(tmp_path / "s.zarr", said=wrong(shift=(0, 0, -0.05))))
+    assert found["cameras"][0]["height_m"] == pytest.approx(-0.05, abs=0.003)
+    assert "at z = -0.05" in said(found)
 
 
 def test_a_wall_is_no_table():

@@ -166,6 +166,10 @@ def test_a_policy_trains_on_what_is_made_and_is_judged_in_a_world_that_makes_it_
         polyarm.evaluate(out, *how, "task.env_kwargs.cameras=[front]", "task.derive.cloud.cameras=[side]", **more)
     with pytest.raises(UserError, match="'cloud': none of the 560 points is known: depth is 0 or nan everywhere"):
         polyarm.evaluate(out, *how, "+task.env_kwargs.blind=3", **more)
+    idle = "task.obs_scale=identity"
+    for act in (polyarm.evaluate, polyarm.load):
+        with pytest.raises(UserError, match=f"{idle} would change nothing, for how its demonstrations were read"):
+            act(out, idle, **more)
 
 
 def test_an_agent_makes_streams_of_what_it_is_shown(run):

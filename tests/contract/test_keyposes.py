@@ -6,6 +6,7 @@ one before; rows of other streams at other frames; fingers that move with the ha
 ends, or that goes on behind a wall or past the episode's end; a film of keyposes alone; a kind that is not compared.
 """
 
+import time
 from dataclasses import replace
 from itertools import pairwise
 
@@ -165,6 +166,60 @@ def test_marks_of_ones_own_are_taken_as_they_are(store, tmp_path):
     told = raw.stream("action")[:n][:, 7]
     assert told[5] == told[2] > told[n - 1]  # the fingers close later, between a mark and the end
     assert np.array_equal(demos.stream("action")[:][:, 7], told[[2, 5, n - 1, n - 1]])
+
+
+def test_an_expert_marks_keyposes_as_it_is_collected(tmp_path):
+    """Beside what the world shows: no stream, so that no policy sees it. Stores from before go on without. Mutations: marks among
+    the streams; those of the frame before; a store that goes on loses them, or one without them is given some."""
+    from polyarm.collect import collect
+
+    player = (NAME, {"max_steps": 60}, "tests.reach_world.Marker")
+    for n, workers in ((1, 1), (3, 2)):
+        collect(*player, tmp_path / "d.zarr", n, workers=workers, progress=False)
+    store = Store.open(tmp_path / "d.zarr")
+    assert store.marks == ("keypose",) and store.spec == spec_of(make_world(NAME, player[1]), NAME)
+    marks, told, tip = store.read("keypose"), store.read("action"), store.read("tip")
+    begin = np.insert(store.episode_ends, 0, 0)
+    for a, b in pairwise(begin):
+        grips, lifts = np.argmax(told[a:b, 7] == 0), np.argmax(told[a:b, 2] > 0.3)
+        assert np.flatnonzero(marks[a:b]).tolist() == [grips, lifts] and 0 < grips < lifts
+    demos = Keyposed(store, replace(HOW, marks="keypose", line_m=None))
+    frames = np.concatenate([[a, *(a + np.flatnonzero(marks[a:b])), b - 1] for a, b in pairwise(begin)])
+    assert np.array_equal(demos.stream("tip")[:], tip[frames]) and demos.spec.obs == store.spec.obs
+
+    origin = {"env_id": NAME, "env_kwargs": player[1], "expert": player[2], "first_seed": 0}
+    Store.create(tmp_path / "before.zarr", store.spec, collect=origin).close()
+    collect(*player, tmp_path / "before.zarr", 1, progress=False)
+    before = Store.open(tmp_path / "before.zarr")
+    assert before.marks == () and len(before) == 1
+    with pytest.raises(UserError, match="unknown stream of .* 'keypose'"):
+        before.stream("keypose")
+    with pytest.raises(UserError, match="called 'tip': that name is taken"):
+        Store.create(tmp_path / "twice.zarr", store.spec, ["tip"])
+
+
+def test_a_frame_of_collecting_is_timed_with_one_worker_and_with_two(store, tmp_path, monkeypatch):
+    """A piece of `polyarm bench three_d`. Mutations: the same workers twice; one's share of two; episodes in place of frames."""
+    from polyarm.bench import pieces
+
+    with adding(
+        [conf(tmp_path, store, expert="tests.reach_world.Expert", env_kwargs={"ends": False, "max_steps": 45})]
+    ):
+        config = compose(["task=reach", "collect.episodes=2", f"collect.path={tmp_path}/d.zarr"])
+    asked, timed = [], pieces.frames_per_s
+
+    def frames_per_s(config, workers):
+        began = time.perf_counter()
+        rate = timed(config, workers)
+        asked.append(workers)
+        assert rate > 2 * 45 / (time.perf_counter() - began)  # two episodes of 45 frames took less than all of it
+        return rate
+
+    monkeypatch.setattr(pieces, "frames_per_s", frames_per_s)
+    one, two = pieces._of_collecting(config)
+    assert asked == [1, 2] and two["times_one"] == two["frames_s"] / one["frames_s"]
+    assert (one["ms"], two["ms"]) == (1e3 / one["frames_s"], 1e3 / two["frames_s"])
+    assert pieces._times(one) == "" and f"{two['times_one']:.2f} times" in pieces._times(two)
 
 
 def test_joints_that_stop_are_a_keypose_and_need_angles(store):
@@ -369,15 +424,15 @@ def test_a_world_whose_actions_are_no_poses_is_refused():
         world.step(np.full(8, np.nan, np.float32))
 
 
-@pytest.mark.parametrize("task", ["pick_cube", "stack_cube"])
-def test_experts_of_maniskill_are_played_again_by_their_keyposes(task, needs_sapien, tmp_path):
+@pytest.mark.parametrize(("task", "marks"), [("pick_cube", None), ("stack_cube", None), ("stack_cube", "keypose")])
+def test_experts_of_maniskill_are_played_again_by_their_keyposes(task, marks, needs_sapien, tmp_path):
     """Three of three; of 20, PickCube's all and StackCube's 19."""
     from polyarm.collect import collect
 
     words = [f"task={task}", "task.see=state", "task.action_kind=keypose", f"task.demos.path={tmp_path}/d.zarr"]
     node = compose(words).task
     collect(node.env_id, world_kwargs(node, moved=False), node.expert, node.demos.path, 3, progress=False)
-    demos = open_demos(OmegaConf.merge(node, {"action_rotation": None}))
+    demos = open_demos(OmegaConf.merge(node, {"action_rotation": None, "keyposes": {"marks": marks}}))
     world, ends = make_world(node.env_id, world_kwargs(node)), [0, *demos.episode_ends.tolist()]
     try:
         for e, seed in enumerate(Store.open(node.demos.path).seeds):

@@ -95,6 +95,7 @@ def test_what_cannot_be_filmed_is_a_sentence(copy, tmp_path, capsys):
     )
     assert "holds no evaluation: make one with `polyarm eval" in refused(capsys, copy / "checkpoints", gif)
     assert "eval.videos=0: give the number" in refused(capsys, copy, gif)
+    assert "task.obs_scale=limits would change nothing" in refused(capsys, copy, gif, "task.obs_scale=limits")
     found = json.loads((copy / "eval" / "result.json").read_text())
     gym.register("test/Real-v1", "polyarm.sim.mujoco.pick_place:PickPlace", nondeterministic=True)
     try:

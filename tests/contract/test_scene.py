@@ -111,8 +111,10 @@ def test_the_page_needs_nothing_else_and_runs_its_own_script_alone(tmp_path, sto
     write_look(tmp_path / "p.html", HOSTILE, scene(open_store(store)))
     write_report(tmp_path / "r.html", title=HOSTILE, result=result(), scenes=[scene(open_store(store))] * 2)
     for name in ("p.html", "r.html"):
-        page = Page(tmp_path / name)
-        assert "http:" not in (whole := (tmp_path / name).read_text()) and "https:" not in whole
+        page, whole = Page(tmp_path / name), (tmp_path / name).read_text()
+        assert "http:" not in whole and "https:" not in whole
+        notes = re.findall(r"<noscript>.*?the table below says where each camera stands.*?</noscript>", whole)
+        assert len(notes) == len(page.all("canvas")), "without scripts each view says what is there"
         assert not {k for e in page.elements for k in e} & {"src", "href", "srcset", "onload", "onclick"}
         assert not page.all("link") and page.one("h1")["text"] == HOSTILE
         code = page.one("script")["text"]

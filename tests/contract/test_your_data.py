@@ -15,8 +15,10 @@ from pathlib import Path
 import matplotlib.image
 import numpy as np
 import pytest
+import zarr
 
 from polyarm.datasets.store import Store
+from polyarm.spec import ActionSpace, ObsSpace, Spec, Stream, UserError
 
 DOC = Path(__file__).parents[2] / "docs" / "your_data.md"
 G1 = Path(__file__).parents[3] / "shared" / "data" / "g1_inspire_real"
@@ -61,6 +63,45 @@ def test_the_page_works(tmp_path):
         python(tmp_path, "-m", "polyarm.cli", *command, *(SMALL if command[0] == "train" else []))
     result = json.loads((tmp_path / "outputs/mine/eval/result.json").read_text())
     assert result["measure"] == "action_error" and result["n"] == 1
+
+
+def older(path):
+    """A store as it was written when depth was float32, metres, nan where nothing was measured."""
+    spec = Spec(
+        ObsSpace((Stream("d", "depth", (4, 5)), Stream("q", "state", (1,), ("a",), ("rad",))), 10.0),
+        ActionSpace(("a",), ("rad",), "", 10.0),
+    )
+    with Store.create(path, spec) as store:
+        for seed, n in ((7, 2), (9, 3)):
+            rows = {"d": np.full((n, 4, 5), 500, "u2"), "q": np.zeros((n, 1), "f4"), "action": np.zeros((n, 1), "f4")}
+            store.append({**rows, "time_s": np.arange(n) / 10}, seed, seed == 9)
+    metres = np.linspace(0.3, 1.2, 100, dtype="f4").reshape(5, 4, 5)
+    metres[0, 0, :2] = np.nan, np.inf
+    blosc = zarr.codecs.BloscCodec(cname="zstd", clevel=5, shuffle="bitshuffle", typesize=4)
+    made = zarr.create_array(
+        path / "data" / "d", shape=metres.shape, chunks=(1638, 4, 5), dtype="f4", overwrite=True, fill_value=0.0,
+        compressors=[blosc, zarr.codecs.Crc32cCodec()],
+    )  # fmt: skip
+    made[:] = metres
+    return metres
+
+
+@pytest.mark.parametrize("mode", ["r", "a"])
+def test_depth_of_an_older_store_is_called_what_it_is_and_converted(tmp_path, mode):
+    """Mutation: leave `_require_millimetres` out, and a store that is whole is called damaged; leave a line of the page out."""
+    path, metres = tmp_path / "old.zarr", older(tmp_path / "old.zarr")
+    before = {file: file.read_bytes() for file in path.rglob("*") if file.is_file() and file.name != "lock"}
+    with pytest.raises(UserError, match="is older: its depth 'd' is float32, and depth is uint16 now, mm") as e:
+        Store.open(path, mode)
+    assert "docs/your_data.md" in str(e.value) and "damaged" not in str(e.value) and str(e.value).count("\n") == 0
+    assert all(file.read_bytes() == raw for file, raw in before.items())
+    (tmp_path / "newer_depth.py").write_text(scripts()["newer_depth.py"])
+    python(tmp_path, "newer_depth.py", "old.zarr", "new.zarr")
+    new = Store.open(tmp_path / "new.zarr")
+    assert np.array_equal(new.read("d"), np.nan_to_num(metres * 1000, posinf=0).round().astype("u2"))
+    assert (
+        new.episode_ends.tolist() == [2, 5] and new.seeds.tolist() == [7, 9] and new.successes.tolist() == [False, True]
+    )
 
 
 def test_a_table_of_rows_becomes_a_store(tmp_path):

@@ -179,3 +179,12 @@ class Frozen(torch.nn.Module):
 
     def forward(self, x, generator=None):
         return self.head(self.pooled(x, generator))
+
+
+def test_numbers_are_moved_in_training_alone():
+    """By noise of the width that is said, in scaled units. Mutations: noise without a generator; noise of width one."""
+    state, x = State(ARM, noise_std=0.05), torch.zeros(20_000, 3)
+    assert torch.equal(state(x), x) and torch.equal(State(ARM)(x, seeded()), x)
+    moved = state(x, seeded())
+    assert moved.std(0).sub(0.05).abs().max() < 0.003 and moved.mean(0).abs().max() < 0.003
+    assert torch.equal(moved, state(x, seeded()))

@@ -13,6 +13,7 @@ import torch
 from polyarm.cloud import farthest as farthest_of_arrays
 from polyarm.encoders.fuse import Fuse
 from polyarm.encoders.points import ZoomAboutCentre, ZoomAndCrop, farthest
+from polyarm.policies.nets.actor import farthest as farthest_of_tokens
 from polyarm.spec import FRAMES, ObsSpace, Scale, Stream, UserError
 from polyarm.streams import points
 from tests.from_yaml import ColourPointNet, PointNet
@@ -62,6 +63,18 @@ def test_training_drops_and_moves_points_and_acting_does_not():
     assert len(seen[-1][0, :, 0].unique()) == 2500  # different ones
 
 
+def test_a_marked_point_keeps_its_colours():
+    """Mutation: other points of the places than of the colours."""
+    encoder, number = ColourPointNet(points("cloud", 60, True), keep=0.5, noise_m=0.001), torch.arange(60.0)
+    seen = []
+    encoder.each.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    with torch.no_grad():
+        encoder(number[None, :, None] * torch.tensor([1.0, -1, 2, 1, 2, 3]), seeded())
+    place, colour = seen[0][0, :, :3], seen[0][0, :, 3:]
+    assert len(place) == 30 and torch.equal(colour, colour[:, :1] * torch.tensor([1.0, 2, 3]))
+    assert torch.allclose(place, colour[:, :1] * torch.tensor([1.0, -1, 2]), atol=0.01, rtol=0)
+
+
 def test_clouds_are_scaled_by_channel_and_a_frame_is_encoded_once():
     stream = points("cloud", 8)
     stream = Stream(
@@ -102,6 +115,7 @@ def test_tensors_farthest_points_are_the_arrays():
     x = drawn(3, 200, 3).double()
     got = farthest(x, 40, 5)
     assert got.tolist() == [farthest_of_arrays(one.numpy(), 40, 5).tolist() for one in x]
+    assert torch.equal(farthest_of_tokens(x, 40), farthest(x, 40))
     features = drawn(2, 50, 17)  # of any space, equals included
     features[:, 25:] = features[:, :25]
     assert sorted(farthest(features, 25)[0].tolist()) == list(range(25))

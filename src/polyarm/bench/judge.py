@@ -43,13 +43,16 @@ def judge_point(point: Judged, n: int, seed: int, device: str) -> dict[str, Any]
 def open_point(point: Judged, n: int, device: str) -> tuple[Any, Any, DictConfig]:
     import torch
 
+    from polyarm.eval.effect import require_effect
     from polyarm.eval.rollout import make_worlds
     from polyarm.eval.run import load_policy
     from polyarm.policies import checkpoint
 
     torch.set_num_threads(1)
     folders = [checkpoint.find(Path(r)) for r in point.runs]
-    config = override(checkpoint.read_config(folders[0]), [*point.settings, "eval.workers=0"])
+    owns = [checkpoint.read_config(folder) for folder in folders]
+    config = override(owns[0], [*point.settings, "eval.workers=0"])
+    require_effect(owns, config, point.settings)
     policy = load_policy(folders, config, point.settings, point.weights, torch.device(device))
     return policy, make_worlds(config, min(config.eval.n_envs, n)), config
 

@@ -16,14 +16,15 @@ from omegaconf import DictConfig
 
 from polyarm.bench.plan import compose_task
 from polyarm.bench.speed import seconds_of
-from polyarm.collect import collect_task
+from polyarm.collect import collect_task, frames_per_s
 from polyarm.eval.place import written
 from polyarm.progress import Bar
 
 
 def pieces(config: DictConfig, entries: dict[str, Any], tasks: dict[str, Any], out: Path) -> dict[str, Any]:
     """{"rows": [{task, piece, ms, machine}]}, of each piece the milliseconds of processor time (of the wall on a GPU); also in
-    results.json and table.md of `out`. Of each task its world's pieces, then those of a policy for each entry, not trained."""
+    results.json and table.md of `out`. Of each task its world's pieces, then those of a policy for each entry, not trained; and a
+    frame of collecting by one worker and by two, always of the wall, with `frames_s` and how many `times_one` they are."""
     from polyarm.eval.machine import machine, pick_device
 
     device, rows = pick_device(config.device), []
@@ -32,6 +33,7 @@ def pieces(config: DictConfig, entries: dict[str, Any], tasks: dict[str, Any], o
         for i, (task, about) in enumerate(tasks.items()):
             first = compose_task(task, about, [], out)
             collect_task(first)
+            rows += [{"task": task, **row, "machine": machine(device)} for row in _of_collecting(first)]
             made = [_of_the_world(first)]
             made += [
                 _of_a_policy(compose_task(task, about, [*e["settings"], "train.batch_size=1"], out), n)
@@ -47,11 +49,23 @@ def pieces(config: DictConfig, entries: dict[str, Any], tasks: dict[str, Any], o
     lines = [
         "| task | piece | ms |",
         "|---|---|---|",
-        *(f"| {r['task']} | {r['piece']} | {r['ms']:.2f} |" for r in rows),
+        *(f"| {r['task']} | {r['piece']}{_times(r)} | {r['ms']:.2f} |" for r in rows),
     ]
     (out / "table.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines), file=sys.stderr)
     return {"rows": rows}
+
+
+def _times(row: dict[str, Any]) -> str:
+    return f", {row['times_one']:.2f} times as fast as one" if "times_one" in row else ""
+
+
+def _of_collecting(config: DictConfig) -> list[dict[str, Any]]:
+    one, two = (frames_per_s(config, workers) for workers in (1, 2))
+    return [
+        {"piece": "a frame collected by one worker", "ms": 1e3 / one, "frames_s": one},
+        {"piece": "a frame collected by two workers", "ms": 1e3 / two, "frames_s": two, "times_one": two / one},
+    ]
 
 
 Piece = tuple[str, Callable[[], Any]]
