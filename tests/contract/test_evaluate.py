@@ -78,7 +78,7 @@ def test_what_fails_after_the_episodes_is_a_line_and_the_result_stays(flow, part
     result = read(flow / "eval")
     assert result["n"] == 1 and result["per_seed"] and [note.startswith(line) for note in result["notes"]] == [True]
     assert (flow / "eval" / "report.html").exists() == (part != "write_report")
-    assert ("latency_ms" in result) == (part != "time_chunks")
+    assert ("chunk_ms" in result) == (part != "time_chunks")
     if part != "write_report":
         assert line in (flow / "eval" / "report.html").read_text()
 
@@ -104,7 +104,7 @@ def test_filming_can_be_turned_off_and_only_what_can_be_played_again_is_filmed(f
     finally:
         del gym.registry["test/Real-v0"]
     assert found["notes"] == ["no clips: test/Real-v0 does not promise that an episode can be played again"]
-    assert "latency_ms" not in found and found["notes"][0] in capsys.readouterr().err
+    assert "chunk_ms" not in found and found["notes"][0] in capsys.readouterr().err
 
 
 def still(seed, steps=3, success=True):
