@@ -41,7 +41,7 @@ def ahead(config: DictConfig, policy: Policy, worlds: Worlds | None = None, devi
             f"eval.ahead={e.ahead} and eval.latency_ms={e.latency_ms} say the same in rows and in time: give one of them"
         )
     if e.latency_ms != "auto":
-        return of_latency(config, policy, e.latency_ms)
+        return of_latency(config, policy, float(e.latency_ms))
     if worlds is None:
         raise UserError("eval.latency_ms=auto is measured by `polyarm eval`: give the ms that it found, or eval.ahead")
     n = worlds.num_envs
@@ -71,5 +71,5 @@ def swept(config: DictConfig, policy: Policy, judged: Ahead, worlds: Simulations
             f"eval.latencies_ms={list(asked)}: {config.task.env_id} goes on while the policy plans, so that no other latency than "
             "its own can be judged there; leave it out"
         )
-    some = [of_latency(config, policy, ms, "eval.latencies_ms=") for ms in asked if ms != judged.latency_ms]
+    some = [of_latency(config, policy, float(ms), "eval.latencies_ms=") for ms in asked if ms != judged.latency_ms]
     return sorted([judged, *some], key=lambda a: a.latency_ms) if asked else []
