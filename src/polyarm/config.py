@@ -30,8 +30,10 @@ ROOT = "polyarm"
 """Name of the root file in configs/."""
 PACKAGES = {"body": "policy.body", "encoder": "policy.encoder", "sampler": "policy.sampler"}
 """Where a group's settings go, if not under its own name."""
-SECTIONS = ("data", "train", "eval", "collect")
+SECTIONS = ("data", "train", "eval", "collect", "deploy")
 """Parts of the root file whose settings every configuration has."""
+YOUNG = ("deploy",)
+"""Those that older runs and checkpoints do not hold."""
 RUN_FILE = "config.yaml"
 """Name of the file in which a run or a checkpoint holds its whole configuration."""
 NEEDED = ("task.name", "task.env_id", "task.streams", "task.measure", "policy.name")
@@ -120,6 +122,31 @@ def override(config: DictConfig, overrides: Sequence[str]) -> DictConfig:
         return check(config, plain)
     except OmegaConfBaseException as e:
         raise explain(e, overrides) from e
+
+
+def part(group: str, words: Sequence[str]) -> DictConfig:
+    """The file that `group=NAME` among `words` names, under those that begin with `group.`, without the rest of a configuration."""
+    mine = [word for word in words if word.lstrip("+~").partition("=")[0].partition(".")[0] == group]
+    names = [word for word in mine if word.partition("=")[0] == group]
+    if len(names) != 1:
+        raise UserError(
+            f"{' '.join(names) or f'there is no {group}'}: give one {group}=NAME of {', '.join(options(group))}"
+        )
+    name = names[0].partition("=")[2]
+    find(group, name)
+    with hydra() as h:
+        config, plain = h.compose([f"+{group}={quoted(name)}"]), h.plain()
+    for word in parse([word for word in mine if word not in names], config):
+        try:
+            _apply(config, word, plain)
+        except OmegaConfBaseException as e:
+            there = OmegaConf.select(config, word.key_or_group, default=None)
+            raise UserError(f"{word.input_line}: {group}={name} has {there} there; give the like of it") from e
+    try:
+        OmegaConf.resolve(config[group])
+    except OmegaConfBaseException as e:
+        raise explain(e, words) from e
+    return config[group]
 
 
 def _apply(config: DictConfig, word: Override, plain: DictConfig) -> None:
@@ -338,9 +365,12 @@ def read_yaml(path: Path) -> DictConfig:
         raise UserError(f"{path} cannot be read ({e.strerror}): restore the file, or give another folder") from e
     if not isinstance(config, DictConfig) or not config:
         raise UserError(f"{path} is not a mapping of settings: restore the file")
-    missing = [part for part in ("task", "policy", "output_dir", *SECTIONS) if config.get(part) is None]
-    if path.name == RUN_FILE and missing:
-        raise UserError(f"{path} has no {missing[0]}: it was cut off; restore the file")
+    if path.name == RUN_FILE:
+        for name in YOUNG:
+            config.setdefault(name, {})
+        missing = [name for name in ("task", "policy", "output_dir", *SECTIONS) if config.get(name) is None]
+        if missing:
+            raise UserError(f"{path} has no {missing[0]}: it was cut off; restore the file")
     return config
 
 

@@ -216,6 +216,8 @@ RANGES: dict[str, Rule] = {
     "collect.episodes": whole(1, 10**6),
     "collect.seed": SEED,
     "collect.workers": any_of(words("auto"), whole(1, 1024)),
+    "deploy.episodes": whole(1, 10**6),
+    "deploy.seed": SEED,
     "policy.name": text("the policy's name"),
     "policy.sampler": PART,
     "policy.encoder": PART,
