@@ -203,8 +203,8 @@ def shoot(
         return []
     clips: list[tuple[Path, str]] = []
     some, success = choose(played, config.eval.videos), terms(config)["success"]
-    made = film(config, some, folder, success) if worlds.replays else recorded(worlds, some, folder)
-    attempt("clips", lambda: clips.extend(made), notes)  # those before one that fails stay
+    made = lambda: film(config, some, folder, success) if worlds.replays else recorded(worlds, some, folder)
+    attempt("clips", lambda: clips.extend(made()), notes)  # those before one that fails stay
     if not worlds.replays and not clips:
         _note(f"no clips: {config.task.env_id} does not promise that an episode can be played again", notes)
     return clips
