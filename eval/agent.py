@@ -1,47 +1,45 @@
-"""The one place that remembers: observation history, the rest of each chunk, the policy's state."""
+"""The one place that turns observations into actions: what was seen, who plans, and what is executed when."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
+from polyarm.eval.history import History
+from polyarm.eval.plan import Replace, Splice, require_ahead
+from polyarm.eval.planner import AtOnce, Beside, Planner, Seen
 from polyarm.policies.generate.sample import Sampler
-from polyarm.policies.policy import Policy, plan, require_chunk, restart
-from polyarm.spec import UserError
+from polyarm.policies.policy import Policy
 
 
 class Agent:
-    """Turns observations of n worlds into actions, one chunk of Ta rows at a time.
+    """Actions of n worlds (rows), Ta of each chunk.
 
-    Every world (row) has its own random generator, seeded when it starts an episode: what a row does depends on its
-    episode's seed, not on its neighbours. The policy always sees all n rows, so that results do not change with the
-    number of finished ones.
+    The next chunk is planned while `ahead` rows of the present one are left, and used after them: planning may take as long as
+    they do. The first chunk of an episode is planned from its first observation and used at once. `beside`: plan in a thread, and
+    wait only for what is not ready when it is needed; what is executed is the same.
 
     After `act`, `energy` [n] holds what a policy with energies said of the chunk each row executes; otherwise None.
     """
 
     def __init__(
         self, policy: Policy, n: int, n_action_steps: int | None = None, sampler: Sampler | None = None,
-        device: str | torch.device = "cpu",
+        device: str | torch.device = "cpu", ahead: int = 0, beside: bool = False,
     ):  # fmt: skip
-        self.policy, self.sampler, self.device = policy, sampler, torch.device(device)
+        self.policy, self.ahead, self.device = policy, ahead, torch.device(device)
         self.n_action_steps = n_action_steps or policy.n_action_steps
-        require_chunk(policy.action_space.horizon, policy.n_obs_steps, self.n_action_steps)
+        require_ahead(policy, self.n_action_steps, ahead)
         self.seconds: list[float] = []
         self.energy: np.ndarray | None = None
-        self._history: dict[str, np.ndarray] = {}
-        self._goals: dict[str, np.ndarray] = {}
-        self._past = np.full((n, policy.past_rows, policy.action_space.width), np.nan, np.float32)
-        self._fresh = np.ones(n, bool)
-        self._left = np.zeros(n, int)
-        self._chunk = np.zeros((n, self.n_action_steps, policy.action_space.width), np.float32)
-        self._generators = [torch.Generator(self.device) for _ in range(n)]
-        self._idle = torch.Generator(self.device).manual_seed(0)
-        self._state = tuple(x.to(self.device) for x in policy.start(n))
+        self._history = History(policy, n)
+        planner = AtOnce(policy, n, sampler, self.device)
+        self._planner: Planner = Beside(planner) if beside else planner
+        self._plan: Splice = Replace(n, policy.action_space.width, self.n_action_steps)
+        self._step = np.zeros(n, int)
+        self._asked = np.zeros(n, bool)  # a chunk is being planned that is not in the plan yet
 
     def restart(
         self, rows: Bool[np.ndarray, "n"], seeds: Sequence[int | None],
@@ -49,71 +47,46 @@ class Agent:
     ) -> None:  # fmt: skip
         """Start new episodes in the flagged rows; the next observation is their first. `goals`: for each flagged row what
         is to be seen at the end, {stream: [...]}; None, for all of an agent's life, to act without."""
-        self._fresh |= rows
-        self._left[rows] = 0
-        self._past[rows] = np.nan
-        for row in np.flatnonzero(rows):
-            self._generators[row].manual_seed(int(seeds[row] or 0))
-        if goals is not None:
-            self._take_goals(np.flatnonzero(rows), goals)
+        while self._asked.any():
+            self._take()
+        self._step[rows] = 0
+        self._plan.restart(rows)
+        self._planner.restart(rows, seeds)
+        self._history.restart(rows, goals)
 
     def act(self, obs: Mapping[str, np.ndarray]) -> Float[np.ndarray, "n d"]:
         """The next action of every row, raw units. `obs`: {stream: [n ...]}, the newest observation."""
-        self._remember(obs)
-        empty = self._left == 0
-        if empty.any():
-            self._plan(empty)
-        action = self._chunk[np.arange(len(empty)), self.n_action_steps - self._left]
-        self._left -= 1
-        if self._past.shape[1]:
-            self._past[:] = np.concatenate([self._past[:, 1:], action[:, None]], 1)
+        self._history.see(obs)
+        self._collect()
+        while (due := (self._plan.left(self._step) <= self.ahead) & ~self._asked).any():
+            self._ask(due)
+            self._collect()
+        action, self.energy = self._plan.action(self._step), self._plan.energy(self._step)
+        self._history.did(action)
+        self._step += 1
         return action
 
-    def _take_goals(self, rows: np.ndarray, goals: Sequence[Mapping[str, np.ndarray]]) -> None:
-        n, length = len(self._left), self.policy.goal_steps
-        for stream in self.policy.obs_space.streams:
-            if stream.name not in goals[0]:
-                raise UserError(
-                    f"the goal has streams {', '.join(goals[0])}, policy {self.policy.name} needs {stream.name!r}: "
-                    "give eval.goals=false to act without a goal"
-                )
-            new = np.stack([np.asarray(goal[stream.name], stream.dtype) for goal in goals])
-            if new.shape[1:] != stream.shape:
-                raise UserError(
-                    f"the goal of stream {stream.name!r} has shape {new.shape[1:]}, policy {self.policy.name} was trained on "
-                    f"{stream.shape}: use the task it was trained on"
-                )
-            kept = self._goals.setdefault(f"goal.{stream.name}", np.zeros((n, length, *stream.shape), stream.dtype))
-            kept[rows] = new[:, None]
+    def looks(self, rows: Bool[np.ndarray, "n"]) -> bool:
+        """Whether a chunk of one of these rows will be planned with the next observation before it."""
+        left = self._plan.left(self._step) + self.n_action_steps * self._asked
+        return bool((left[rows] - self.ahead < self.policy.n_obs_steps).any())
 
-    def _remember(self, obs: Mapping[str, np.ndarray]) -> None:
-        for name in self.policy.obs_space.names:
-            new = np.asarray(obs[name])[:, None]
-            if name not in self._history:
-                self._history[name] = np.repeat(new, self.policy.n_obs_steps, 1)
-            old = self._history[name]
-            old[:] = np.concatenate([old[:, 1:], new], 1)
-            old[self._fresh] = new[self._fresh]  # before To observations exist, the oldest is repeated
-        self._newly, self._fresh = self._fresh, np.zeros_like(self._fresh)
+    def close(self) -> None:
+        self._planner.close()
 
-    def _plan(self, rows: np.ndarray) -> None:
-        began = time.perf_counter()
-        with torch.no_grad():
-            seen = {**self._history, **self._goals, **({"action": self._past} if self._past.shape[1] else {})}
-            obs = {name: torch.from_numpy(x.copy()).to(self.device) for name, x in seen.items()}
-            mask = torch.from_numpy(rows).to(self.device)
-            before = restart(self.policy, self._state, torch.from_numpy(self._newly).to(self.device))
-            generators = [g if wanted else self._idle for g, wanted in zip(self._generators, rows, strict=True)]
-            actions, after, energy = plan(self.policy, obs, before, generators, self.sampler)
-            self._state = tuple(
-                torch.where(mask.view(-1, *[1] * (new.ndim - 1)), new, old)
-                for new, old in zip(after, before, strict=True)
-            )
-            first = self.policy.n_obs_steps - 1  # the row that belongs to the newest observation
-            planned = actions[:, first : first + self.n_action_steps].cpu().numpy()
-            if energy is not None:
-                old = np.zeros(len(rows)) if self.energy is None else self.energy
-                self.energy = np.where(rows, energy.cpu().double().numpy(), old)
-        self._chunk[rows] = planned[rows]
-        self._left[rows] = self.n_action_steps
-        self.seconds.append(time.perf_counter() - began)
+    def _ask(self, rows: Bool[np.ndarray, "n"]) -> None:
+        committed = self._plan.committed(self._step, self.ahead)
+        fresh = self._history.fresh & (self._plan.left(self._step) == 0)
+        self._planner.submit(Seen(self._history.shown(), rows, fresh, self._step.copy(), committed))
+        self._asked |= rows
+
+    def _collect(self) -> None:
+        """Take what is planned; wait where a row has nothing left."""
+        while self._asked.any() and (self._planner.ready or not self._plan.left(self._step)[self._asked].all()):
+            self._take()
+
+    def _take(self) -> None:
+        chunk = self._planner.take()
+        self._asked &= ~chunk.seen.rows
+        self._plan.put(chunk)
+        self.seconds.append(chunk.seconds)

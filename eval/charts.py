@@ -92,9 +92,10 @@ def short(value: Number, digits: int = 4) -> str:
 
 
 def lines(
-    title: str, x_label: str, y_label: str, curves: Sequence[Line], rate: bool = False, tight: bool = False
-) -> Chart:
-    """Curves over one x axis. `rate`: y runs from 0 to 1; `tight`: over the values alone. Otherwise from 0, and a y that spans more than ten times is logarithmic."""
+    title: str, x_label: str, y_label: str, curves: Sequence[Line], rate: bool = False, tight: bool = False,
+    at: str = "step {:,.0f}",
+) -> Chart:  # fmt: skip
+    """Curves over one x axis; `at`: an x in words. `rate`: y runs from 0 to 1; `tight`: over the values alone. Otherwise from 0, and a y that spans more than ten times is logarithmic."""
     ys = np.concatenate([v for c in curves for v in (c.y, c.lo, c.hi) if v is not None])
     xs = np.concatenate([c.x for c in curves])
     lo, hi = float(ys.min()), float(ys.max())
@@ -115,7 +116,7 @@ def lines(
         points = [(x_axis.at(x), y_axis.at(y)) for x, y in zip(c.x[keep], c.y[keep], strict=True)]
         chart.paths.append((c.css, "M" + "L".join(f"{x:g} {y:g}" for x, y in points)))
         if c.dots or len(points) == 1:
-            hover = [f"{c.label} {short(y)} at step {x:,.0f}" for x, y in zip(c.x[keep], c.y[keep], strict=True)]
+            hover = [f"{c.label} {short(y)} at {at.format(x)}" for x, y in zip(c.x[keep], c.y[keep], strict=True)]
             chart.dots.extend((c.css, x, y, words) for (x, y), words in zip(points, hover, strict=True))
     return chart
 

@@ -13,6 +13,7 @@ from omegaconf import DictConfig
 from polyarm.eval.rollout import Played, solved
 from polyarm.eval.video import write_mp4
 from polyarm.progress import Bar
+from polyarm.sim.vector import ShardedVectorEnv
 from polyarm.spec import UserError
 from polyarm.task import world_kwargs
 
@@ -30,10 +31,21 @@ def film(
 ) -> Iterator[tuple[Path, str]]:
     """(mp4, caption) of each episode, as they are made."""
     for p, frames, rate in replayed(config, played, success):
-        path = folder / f"seed_{p.outcome.seed}.mp4"
-        write_mp4(path, frames, rate)
-        verdict = "success" if p.outcome.success else "failure"
-        yield path, f"seed {p.outcome.seed}: {verdict} after {p.outcome.steps} steps, best score {p.outcome.score:.2f}"
+        yield _clip(p, frames, rate, folder)
+
+
+def recorded(worlds: ShardedVectorEnv, played: Sequence[Played], folder: Path) -> Iterator[tuple[Path, str]]:
+    """As `film`, from what the worlds kept while they played; nothing of episodes of which they kept nothing."""
+    for p in played:
+        if (kept := worlds.recording(p.outcome.seed)) is not None:
+            yield _clip(p, *kept, folder)
+
+
+def _clip(p: Played, frames: Sequence[np.ndarray], rate: float, folder: Path) -> tuple[Path, str]:
+    path = folder / f"seed_{p.outcome.seed}.mp4"
+    write_mp4(path, frames, rate)
+    verdict = "success" if p.outcome.success else "failure"
+    return path, f"seed {p.outcome.seed}: {verdict} after {p.outcome.steps} steps, best score {p.outcome.score:.2f}"
 
 
 def replayed(

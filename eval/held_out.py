@@ -40,6 +40,9 @@ def evaluate(
 ) -> dict[str, Any]:  # fmt: skip
     """As `eval.run.evaluate`, from where it has read the configurations; `made`: date and command. Writes result.json, episodes.npz and report.html."""
     began, e = time.perf_counter(), config.eval
+    for name in ("ahead", "latency_ms", "latencies_ms"):
+        if e[name]:
+            raise UserError(f"eval.{name}={e[name]}: {config.task.measure} plays no episodes; leave it out")
     torch.set_num_threads(int(e.threads))
     device = pick_device(e.device)
     demos, where = open_demos(config.task), str(config.task.demos.get("path"))

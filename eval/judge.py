@@ -24,6 +24,7 @@ def judge(
     success: str = "ever",
     n_action_steps: int | None = None,
     goals: bool = True,
+    ahead: int = 0,
     device: str | torch.device | None = None,
     stages: int = 0,
     title: str | None = None,
@@ -40,13 +41,14 @@ def judge(
             lambda done: bar.at(len(done), _running(done, measure)),
             goals,
             success,
+            ahead,
         )
     return played, summary([p.outcome for p in played], measure, stages=stages)
 
 
 def terms(config: DictConfig) -> dict[str, Any]:
     """How a configuration wants episodes played and counted: `judge(..., **terms(config))`. The rule of success is younger
-    than some tasks."""
+    than some tasks. How far ahead chunks are planned depends on the policy: `latency.ahead`."""
     return {
         "measure": config.task.measure, "success": config.task.get("success", "ever"),
         "n_action_steps": config.eval.n_action_steps, "goals": config.eval.goals,

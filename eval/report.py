@@ -7,6 +7,7 @@ import mimetypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def write_report(
     """
     write_page(
         path, "report.html", {"short": charts.short, "duration": duration, "size": size},
-        title=title, r=result, head=headline(result), episodes=episodes(result), latency=latency(result),
+        title=title, r=result, head=headline(result), episodes=episodes(result), latency=latency(result), over=over_latency(result),
         energy=energy(energies),
         training=training(log or (), result["measure"], result.get("checkpoint")), card=data_card,
         clips=[embed(*c) for c in clips], config=config_yaml, picture=charts, offline=offline, absent=absent or {},
@@ -114,7 +115,7 @@ def terms(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     said = [
         ("score", "the best reward that an episode reached, from 0 to 1", "score" in result),
         ("interval", f"where the {what} over all seeds there are lies, with {level} confidence", lo < hi),
-        ("fresh seeds", "starts that are in none of the demonstrations", result.get("demonstrated", []) == []),
+        ("fresh seeds", "starts that are in none of the demonstrations", "fresh" in seeds_said(result)),
     ]
     return [(word, about) for word, about, named in said if named]
 
@@ -148,7 +149,7 @@ def _distribution(groups: list[Any], key: str, title: str, label: str, integer: 
 
 def latency(result: Mapping[str, Any]) -> dict[str, Any] | None:
     """How long planning one chunk took."""
-    ms = np.array(result.get("latency_ms") or (), float)
+    ms = np.array(result.get("chunk_ms") or (), float)
     if not len(ms):
         return None
     median, p95 = float(np.median(ms)), float(np.percentile(ms, 95))
@@ -157,8 +158,29 @@ def latency(result: Mapping[str, Any]) -> dict[str, Any] | None:
     return {"median": median, "p95": p95, "charts": [chart] if chart else [], "said": _measured(result, len(ms))}
 
 
+def over_latency(result: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What planning costs that takes its time: the headline over the latencies of `latencies`, and how long episodes took."""
+    rows = result.get("latencies")
+    if not rows:
+        return None
+    key, name = ("success_rate", "success rate") if result["measure"] == "success" else ("score", "mean score")
+    ms, (lo, hi) = column(rows, "latency_ms"), np.array([r["interval"] for r in rows], float).T
+    curves = [charts.Line(name, "ok", ms, column(rows, key), lo, hi, dots=True)]
+    steps = [charts.Line("mean length", "c0", ms, column(rows, "mean_steps"), dots=True)]
+    drawn = partial(charts.lines, x_label="time that planning takes, ms", at="{:g} ms")
+    planned = ", ".join(f"{r['ahead']} at {r['latency_ms']:g} ms" for r in rows)
+    return {
+        "charts": [
+            drawn(f"{name.capitalize()} over latency", y_label=name, curves=curves, rate=True),
+            drawn("Length of episodes over latency", y_label="mean length, steps", curves=steps),
+        ],
+        "said": f"The same seeds at each latency, {rows[0]['interval_kind']} intervals. Rows of a chunk left when the next is planned, from "
+        f"what is seen then: {planned}.",
+    }
+
+
 def _measured(result: Mapping[str, Any], n: int) -> str:
-    """What the times of `latency_ms` are times of, and on what."""
+    """What the times of `chunk_ms` are times of, and on what."""
     machine, acting = result.get("machine") or {}, result.get("acting") or {}
     gpu, threads = machine.get("gpu"), acting.get("threads")
     where = gpu or machine.get("cpu") or ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,6 +17,7 @@ from polyarm.eval.score import Outcome
 from polyarm.policies.policy import Policy, device_of
 from polyarm.rotation import rows_as, space_as
 from polyarm.sim.vector import ShardedVectorEnv
+from polyarm.sim.world import find, maker
 from polyarm.spec import Spec, UserError, require_actions, require_obs, unknown
 from polyarm.task import count_workers, world_kwargs
 
@@ -46,6 +48,21 @@ class GoalWorlds(Worlds, Protocol):
         ...
 
 
+@runtime_checkable
+class Simulations(Worlds, Protocol):
+    """Worlds that say what only simulators can promise. Of others, such as a real arm, nothing of it is assumed."""
+
+    @property
+    def replays(self) -> bool:
+        """Whether the same seed and actions give the same episode again: then it can be played to be looked at and filmed."""
+        ...
+
+    @property
+    def simulated_time(self) -> bool:
+        """Whether time stands still between steps, however long planning takes."""
+        ...
+
+
 @dataclass(frozen=True)
 class Played:
     """One episode: what came of it, the actions that replay it, and for a policy with energies that of the chunk executed
@@ -57,8 +74,10 @@ class Played:
 
 
 def make_worlds(config: DictConfig, n: int) -> ShardedVectorEnv:
-    """`n` worlds of the configuration's task, shared between eval.workers processes."""
+    """`n` worlds of the configuration's task, shared between eval.workers processes; one in this process where there is only one."""
     task = config.task
+    if getattr(maker(find(task.env_id)), "only_one", False):
+        return ShardedVectorEnv(task.env_id, world_kwargs(task), 1, 0)
     return ShardedVectorEnv(task.env_id, world_kwargs(task), n, count_workers(config.eval.workers, n))
 
 
@@ -71,28 +90,38 @@ def rollout(
     progress: Callable[[list[Outcome]], None] = lambda done: None,
     goals: bool = True,
     success: str = "ever",
+    ahead: int = 0,
 ) -> list[Played]:
     """Play one episode a seed; returns them in the order of `seeds`. `device`: the policy's, if not given. With `goals`, a
-    policy that takes goals is shown the world's. `success`: one of `SUCCESS`.
+    policy that takes goals is shown the world's. `success`: one of `SUCCESS`. Chunks are planned `ahead` rows before they are
+    used, beside worlds whose time goes on meanwhile.
 
     New episodes start only between chunks, so that all rows plan together: one batched policy pass a chunk.
     """
     require_world(policy, worlds)
     if success not in SUCCESS:
         raise unknown("rule of task.success", str(success), SUCCESS)
-    agent = Agent(policy, worlds.num_envs, n_action_steps, device=device_of(policy) if device is None else device)
-    goals = goals and policy.goal_steps > 0
+    device = device_of(policy) if device is None else device
+    waits = isinstance(worlds, Simulations) and worlds.simulated_time
+    agent = Agent(policy, worlds.num_envs, n_action_steps, device=device, ahead=ahead, beside=ahead > 0 and not waits)
+    with closing(agent):
+        return _play(agent, worlds, seeds, progress, goals and policy.goal_steps > 0, success)
+
+
+def _play(
+    agent: Agent, worlds: Worlds, seeds: Sequence[int], progress: Callable[[list[Outcome]], None], goals: bool,
+    success: str,
+) -> list[Played]:  # fmt: skip
     rows = [_Row(success) for _ in range(worlds.num_envs)]
     waiting = deque(enumerate(seeds))
     found: dict[int, Played] = {}
+    space, rotation = agent.policy.action_space, worlds.world_spec.action.rotation
     obs = None
     while len(found) < len(seeds):
         obs = _seat(waiting, rows, worlds, agent, obs, goals)
-        for step in range(agent.n_action_steps):
-            worlds.look = (
-                step >= agent.n_action_steps - policy.n_obs_steps
-            )  # the rows that the next chunk is planned from
-            actions = rows_as(agent.act(obs), policy.action_space, worlds.world_spec.action.rotation)
+        for _ in range(agent.n_action_steps):
+            actions = rows_as(agent.act(obs), space, rotation)
+            worlds.look = agent.looks(np.array([row.index is not None for row in rows]))
             obs, rewards, terminated, truncated, info = worlds.step(actions)
             for i, row in enumerate(rows):
                 if row.index is None:

@@ -20,8 +20,9 @@ from omegaconf import DictConfig, OmegaConf
 from polyarm.config import OFFLINE, override
 from polyarm.eval import place
 from polyarm.eval.effect import require_effect
-from polyarm.eval.film import choose, film
+from polyarm.eval.film import choose, film, recorded
 from polyarm.eval.judge import judge, terms
+from polyarm.eval.latency import Ahead, ahead, swept
 from polyarm.eval.machine import machine, pick_device, policy_versions
 from polyarm.eval.report import write_report
 from polyarm.eval.rollout import Played, make_worlds, require_world
@@ -81,11 +82,13 @@ def evaluate(
         places = [*([prefer] if prefer else []), *place.places(folders, weights, words, wanted)]
     with closing(make_worlds(config, min(e.n_envs, len(seeds)))) as worlds:
         require_world(policy, worlds)
+        judged = ahead(config, policy, worlds, device)
+        sweep = swept(config, policy, judged, worlds)
         notes = require_versions(folders, worlds.world_spec, e.allow_other_versions)
         with place.claim(places, wanted) as out:
             config.output_dir = str(out)
             played, found = judge(
-                policy, worlds, seeds, **terms(config), device=device, stages=len(worlds.stages),
+                policy, worlds, seeds, **terms(config), ahead=judged.rows, device=device, stages=len(worlds.stages),
                 title=f"evaluate {policy.name} on {config.task.name}",
             )  # fmt: skip
             result = {
@@ -96,6 +99,9 @@ def evaluate(
                 **found,
                 "demonstrated": demonstrated([c.task for c in configs], seeds),
                 "n_action_steps": e.n_action_steps or policy.n_action_steps,
+                "ahead": judged.rows,
+                "latency_ms": judged.latency_ms,
+                "replays": worlds.replays,
                 "acting": acting(policy, config, device),
                 "overrides": words,
                 "identity": wanted,
@@ -108,9 +114,12 @@ def evaluate(
             keep(out, result, played)
             if worlds.replays:
                 timed = attempt("latency", lambda: time_chunks(policy, worlds, seeds[0], device), notes)
-                result |= dict(zip(("latency_ms", "network_evaluations"), timed or (), strict=False))
+                result |= dict(zip(("chunk_ms", "network_evaluations"), timed or (), strict=False))
+            if sweep:
+                play = lambda: over_latency(policy, worlds, config, device, sweep, judged, found)
+                result |= {"latencies": attempt("success over latency", play, notes) or []}
             views, scenes = look(policy, worlds, seeds[0], workspace(config.task), notes)
-            clips = shoot(config, played, out / "clips", worlds.replays, notes)
+            clips = shoot(config, played, out / "clips", worlds, notes)
             attempt(
                 "report",
                 lambda: report(out, result, played, configs, folders, clips, views=views, scenes=scenes),
@@ -168,20 +177,38 @@ def workspace(task: DictConfig) -> Box | None:
     return next(((list(n.low), list(n.high)) for n in nodes if "low" in n and "high" in n), None)
 
 
+def over_latency(
+    policy: Policy, worlds: ShardedVectorEnv, config: DictConfig, device: torch.device, sweep: Sequence[Ahead], judged: Ahead,
+    found: Mapping[str, Any],
+) -> list[dict[str, Any]]:  # fmt: skip
+    """The headline at each latency, of the same seeds: `found` at that of `judged`. Latencies of as many rows are one judgement."""
+    known = {judged.rows: found}
+    for rows in dict.fromkeys(a.rows for a in sweep if a.rows not in known):
+        known[rows] = judge(
+            policy, worlds, found["seeds"], **terms(config), ahead=rows, device=device,
+            title=f"planned {rows} rows ahead",
+        )[1]  # fmt: skip
+    return [{"latency_ms": a.latency_ms, "ahead": a.rows, **headline(known[a.rows])} for a in sweep]
+
+
+def headline(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a summary, without its episodes."""
+    some = {name: found[name] for name in ("success_rate", "score", "interval", "interval_kind", "n")}
+    return some | {"mean_steps": float(np.mean([row["steps"] for row in found["per_seed"]]))}
+
+
 def shoot(
-    config: DictConfig, played: Sequence[Played], folder: Path, replays: bool, notes: list[str]
+    config: DictConfig, played: Sequence[Played], folder: Path, worlds: ShardedVectorEnv, notes: list[str]
 ) -> list[tuple[Path, str]]:
-    """Clips of `eval.videos` episodes, as many as could be made."""
+    """Clips of `eval.videos` episodes, as many as could be made: played again, or from what the world recorded."""
     if not config.eval.videos:
-        return []
-    if not replays:
-        _note(f"no clips: {config.task.env_id} does not promise that an episode can be played again", notes)
         return []
     clips: list[tuple[Path, str]] = []
     some, success = choose(played, config.eval.videos), terms(config)["success"]
-    attempt(
-        "clips", lambda: clips.extend(film(config, some, folder, success)), notes
-    )  # those before one that fails stay
+    made = lambda: film(config, some, folder, success) if worlds.replays else recorded(worlds, some, folder)
+    attempt("clips", lambda: clips.extend(made()), notes)  # those before one that fails stay
+    if not worlds.replays and not clips:
+        _note(f"no clips: {config.task.env_id} does not promise that an episode can be played again", notes)
     return clips
 
 

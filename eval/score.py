@@ -62,8 +62,10 @@ def summary(outcomes: Sequence[Outcome], measure: str, level: float = 0.95, stag
 
 def seeds_said(result: Mapping[str, Any]) -> str:
     """What the seeds of a result may be called: fresh only if none is in the demonstrations, `demonstrated` of a result; None
-    there where that is not known."""
+    there where that is not known. In a world that a seed does not decide they are episodes."""
     n, known = result["n"], result.get("demonstrated", [])
+    if not result.get("replays", True):
+        return "1 episode" if n == 1 else f"{n} episodes"
     seeds = "seed" if n == 1 else "seeds"
     if known is None:
         return f"{n} {seeds} (whether they were demonstrated is not known)"

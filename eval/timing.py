@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,13 +18,12 @@ from polyarm.policies.policy import Policy, leaves
 def time_chunks(
     policy: Policy, worlds: Worlds, seed: int, device: torch.device, n: int = 30
 ) -> tuple[list[float], int | None]:
-    """Milliseconds to plan one chunk for one world, which is reset for it, n times, and the network evaluations each takes:
-    calls of the policy's `bodies`, where one whose gradient is taken counts three (the way back costs about two ways there);
-    None where a part does not say which they are."""
+    """`chunk_times` for one world, which is reset for it, and the network evaluations of each: calls of the policy's `bodies`,
+    where one whose gradient is taken counts three (the way back costs about two ways there); None where a part does not say
+    which they are."""
     mask = np.zeros(worlds.num_envs, bool)
     mask[0] = True
     obs, _ = worlds.reset(seed=[seed, *[None] * (worlds.num_envs - 1)], options={"reset_mask": mask})
-    agent = Agent(policy, 1, 1, device=device)
     count = 0
 
     def counted(module: Any, inputs: Any, output: Any) -> None:
@@ -33,12 +33,19 @@ def time_chunks(
     told = all(part.bodies for part in leaves(policy))
     hooks = [body.register_forward_hook(counted) for part in leaves(policy) for body in part.bodies]
     try:
-        for _ in range(n + 1):
-            agent.act({name: x[:1] for name, x in obs.items()})
+        taken = chunk_times(policy, obs, device, n)
     finally:
         for hook in hooks:
             hook.remove()
-    return [round(1000 * s, 3) for s in agent.seconds[1:]], count // (n + 1) if told else None
+    return taken, count // (n + 1) if told else None
+
+
+def chunk_times(policy: Policy, obs: Mapping[str, np.ndarray], device: torch.device, n: int = 30) -> list[float]:
+    """Milliseconds to plan one chunk for the first of the worlds that show `obs`, n times, after a first to warm up."""
+    agent = Agent(policy, 1, 1, device=device)
+    for _ in range(n + 1):
+        agent.act({name: x[:1] for name, x in obs.items()})
+    return [round(1000 * s, 3) for s in agent.seconds[1:]]
 
 
 def bookkeeping(policy: Mixture, worlds: Worlds, seed: int, device: torch.device, n: int = 100) -> float:

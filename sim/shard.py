@@ -14,7 +14,16 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 
-from polyarm.sim.world import Goaled, build_world, find, require_shown, spec_of, without_success
+from polyarm.sim.world import (
+    Goaled,
+    Recorder,
+    build_world,
+    find,
+    require_shown,
+    simulated_time,
+    spec_of,
+    without_success,
+)
 
 
 class Batch(NamedTuple):
@@ -82,6 +91,8 @@ class Shard:
             "world_spec": self.world_spec,
             "stages": getattr(env.unwrapped, "stages", ()),
             "goal": isinstance(env.unwrapped, Goaled),
+            "simulated_time": simulated_time(env.unwrapped),
+            "recording": isinstance(env.unwrapped, Recorder),
         }
 
     def reset(self, mask: np.ndarray, seeds: Sequence[int | None], options: dict[str, Any] | None) -> Batch:

@@ -146,6 +146,7 @@ class ShardedVectorEnv(VectorEnv):
             self.close()
             raise
         self._world_spec, self._stages, self._goal = about["world_spec"], tuple(about["stages"]), about["goal"]
+        self._simulated_time, self._recording = about["simulated_time"], about["recording"]
         self.metadata = about["metadata"] | self.metadata
         self.single_observation_space, self.single_action_space = about["obs"], about["action"]
         self.observation_space = batch_space(about["obs"], n_envs)
@@ -165,6 +166,16 @@ class ShardedVectorEnv(VectorEnv):
     def replays(self) -> bool:
         """Whether the same seed and actions give the same episode again, as `sim.world.Simulated` promises."""
         return not self.spec.nondeterministic
+
+    @property
+    def simulated_time(self) -> bool:
+        """Whether time stands still between steps, as `sim.world.Simulated` promises."""
+        return self._simulated_time
+
+    def recording(self, seed: int) -> tuple[list[np.ndarray], float] | None:
+        """What a world kept of the last episode of this seed (`sim.world.Recorder`); None where none keeps any."""
+        kept = self.call_rows("recording", range(self.num_envs), seed) if self._recording else []
+        return next((k for k in kept if k is not None), None)
 
     def goals(self, rows: Sequence[int]) -> list[dict[str, np.ndarray]] | None:
         """What is to be seen at the end of each of these rows; None for a world that names no goal."""

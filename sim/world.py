@@ -27,6 +27,7 @@ class World(Protocol):
     - Actions are clipped to `action_space`; one that is not finite raises `UserError`.
     - A world whose reward is the share done of several subtasks names them in `stages`.
     - While its attribute `look` is set to False a step may show the pictures of before: nobody will look at them. A reset looks.
+    - A world of which there is only one, such as an arm, says `only_one = True`: it is then played alone and in this process.
     """
 
     observation_space: spaces.Dict
@@ -51,6 +52,9 @@ class Simulated(World, Protocol):
     All randomness comes from `reset(seed=...)`: the same seed and the same actions give the same observations to the bit, so
     that an episode can be played again, to be filmed. A world that cannot promise this, such as a real arm, is registered
     with gymnasium's `nondeterministic=True`.
+
+    Its time stands still between steps. A world that is simulated at times and played by the clock at others says which it is now
+    with an attribute `simulated_time`.
     """
 
     @property
@@ -68,6 +72,20 @@ class Goaled(Protocol):
     """A world that can say what is to be seen at the end; goal-conditioned policies need it."""
 
     def goal(self) -> dict[str, np.ndarray]: ...
+
+
+@runtime_checkable
+class Recorder(Protocol):
+    """A world that keeps pictures of what it plays: there comes the clip from of an episode that cannot be played again."""
+
+    def recording(self, seed: int) -> tuple[list[np.ndarray], float] | None:
+        """(frames, frames a second) of the last episode of this seed; None where nothing was kept."""
+        ...
+
+
+def simulated_time(world: Any) -> bool:
+    """Whether a world promises that its time stands still between steps."""
+    return bool(getattr(world, "simulated_time", isinstance(world, Simulated)))
 
 
 PARTS = ("gymnasium", "gymnasium_robotics", "gym_pusht")

@@ -66,6 +66,23 @@ class Chancy(Odd):
         return obs, reward, done, cut, {"is_success": Chancy.count == 3}
 
 
+class Bench(Odd):
+    """One of its kind, like an arm on a bench: its time goes on, and it keeps pictures of the episodes of even seeds."""
+
+    only_one, simulated_time = True, False
+
+    def reset(self, *, seed=None, options=None):
+        self.seed, self.kept = seed, []
+        return super().reset(seed=seed)
+
+    def step(self, action):
+        self.kept.append(self.render())
+        return super().step(action)
+
+    def recording(self, seed):
+        return (self.kept, 5.0) if seed == self.seed and seed % 2 == 0 else None
+
+
 class Silent(gym.Env):
     """A gymnasium world that does not say what its numbers mean."""
 
@@ -75,4 +92,5 @@ class Silent(gym.Env):
 for kind in (Odd, Passing, Silent):
     gym.register(f"test/{kind.__name__}-v0", f"tests.odd_worlds:{kind.__name__}", disable_env_checker=True)
 gym.register("test/Chancy-v0", "tests.odd_worlds:Chancy", disable_env_checker=True)
+gym.register("test/Bench-v0", "tests.odd_worlds:Bench", disable_env_checker=True, nondeterministic=True)
 gym.register("test/Arm-v0", "tests.odd_worlds:Odd", disable_env_checker=True, nondeterministic=True)

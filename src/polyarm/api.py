@@ -23,7 +23,7 @@ from polyarm.choices import adding, groups, options
 from polyarm.cli import sentence
 from polyarm.config import PACKAGES, compose, override
 from polyarm.derive import Derivation, derive
-from polyarm.eval import agent, run
+from polyarm.eval import agent, latency, run
 from polyarm.eval.effect import require_effect
 from polyarm.eval.machine import pick_device
 from polyarm.grammar import PATHS, setting
@@ -83,23 +83,25 @@ def load(
         torch.set_num_threads(int(config.eval.threads))
         device = pick_device(config.eval.device)
         policy = run.load_policy(folders, config, mine, parts, device)
-        return Agent(policy, config.eval.n_action_steps, rotation, device, derivations(config.task))
+        rows = latency.ahead(config, policy).rows
+        return Agent(policy, config.eval.n_action_steps, rotation, device, derivations(config.task), rows)
 
 
 class Agent:
     """A policy that acts in one world: `reset` at the start of an episode, then `act` at every step, `rate_hz` times a second.
 
     `obs_space` and `action_space` say what the numbers of observations and actions mean: shapes, channels, units. It plans a
-    chunk every `n_action_steps` steps, and in between `act` returns at once.
+    chunk every `n_action_steps` steps, and in between `act` returns at once. With `ahead` it plans in a thread, from what it sees
+    when so many steps of the present chunk are left, and `act` waits only for a chunk that is late.
     """
 
     def __init__(
         self, policy: Policy, n_action_steps: int | None = None, rotation: str | None = None,
-        device: str | torch.device = "cpu", made: Mapping[str, Derivation] | None = None,
+        device: str | torch.device = "cpu", made: Mapping[str, Derivation] | None = None, ahead: int = 0,
     ):  # fmt: skip
         self.policy, self.name, self.device = policy, policy.name, torch.device(device)
         self._made = {name: how for name, how in (made or {}).items() if name in policy.obs_space.names}
-        self.n_action_steps = n_action_steps or policy.n_action_steps
+        self.n_action_steps, self.ahead = n_action_steps or policy.n_action_steps, ahead
         self.obs_space = replace(
             policy.obs_space, streams=tuple(replace(s, scale=None) for s in policy.obs_space.streams)
         )
@@ -143,7 +145,8 @@ class Agent:
 
     def _one(self) -> agent.Agent:
         """What remembers, for one episode in one world."""
-        return agent.Agent(self.policy, 1, self.n_action_steps, device=self.device)
+        beside = self.ahead > 0
+        return agent.Agent(self.policy, 1, self.n_action_steps, device=self.device, ahead=self.ahead, beside=beside)
 
     def _seen(self, obs: Any, what: str) -> dict[str, np.ndarray]:
         """The policy's streams of an observation, or the sentence about what does not fit."""

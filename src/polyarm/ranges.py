@@ -155,6 +155,7 @@ PAIR = several(number(), "two numbers, such as [0.2, 0.002]", 2, 2)
 SCALE = words("limits", "gaussian", "identity")
 CROP = any_of(number(above=0, high=1), several(whole(1), "[height, width] in pixels", 2, 2))
 SHARE = number(0, 1)
+MS = number(0, 10**6)
 DROP = number(0, below=1)
 SIZE = whole(1, 2**16)
 COUNT = whole(1)
@@ -201,6 +202,9 @@ RANGES: dict[str, Rule] = {
     "eval.n_envs": whole(1, 10**4),
     "eval.workers": any_of(words("auto"), whole(0, 1024)),
     "eval.n_action_steps": any_of(COUNT, NULL),
+    "eval.ahead": whole(0, 10**4),
+    "eval.latency_ms": any_of(words("auto"), MS, NULL),
+    "eval.latencies_ms": several(MS, "a list of different numbers of milliseconds, such as [0, 50, 100]", 0, 100, True),
     "eval.pick": whole(1, 10**4),
     "eval.samples": whole(1, 1000),
     "eval.goals": SWITCH,

@@ -25,7 +25,7 @@ from polyarm.learner import Learner
 from polyarm.lock import lock
 from polyarm.log import Log
 from polyarm.policies import checkpoint
-from polyarm.policies.policy import LOSS, Policy, clip_losses
+from polyarm.policies.policy import LOSS, Policy, clip_losses, device_of
 from polyarm.progress import Bar
 from polyarm.spec import Clip, Spec, UserError
 from polyarm.stop import Stop
@@ -246,13 +246,15 @@ class _Rollouts:
 
     def run(self, policy: Policy) -> dict[str, Any]:
         from polyarm.eval.judge import judge, terms
+        from polyarm.eval.latency import ahead
         from polyarm.policies.pick import Picked
 
         if self.config.eval.pick > 1:
             policy = Picked(policy, policy, self.config.eval.pick)
         first = self.config.eval.seed + self.SEEDS
         seeds = range(first, first + self.episodes)
-        _, found = judge(policy, self.worlds, seeds, **terms(self.config))
+        rows = ahead(self.config, policy, self.worlds, device_of(policy)).rows
+        _, found = judge(policy, self.worlds, seeds, **terms(self.config), ahead=rows)
         return {name: found[name] for name in ("success_rate", "score", "interval", "n")}
 
     def close(self) -> None:

@@ -9,6 +9,7 @@ import json
 import os
 import shlex
 import shutil
+from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 
@@ -23,14 +24,16 @@ from polyarm.cli import main
 from polyarm.eval import place
 from polyarm.eval.film import choose, film
 from polyarm.eval.report import energy
-from polyarm.eval.rollout import Played
+from polyarm.eval.rollout import Played, make_worlds, rollout
 from polyarm.eval.run import evaluate, load_policy
 from polyarm.eval.score import Outcome, seeds_said
 from polyarm.eval.seeds import demonstrated
 from polyarm.lock import lock
 from polyarm.policies import checkpoint
+from polyarm.sim.vector import ShardedVectorEnv
 from polyarm.spec import UserError
 from tests import odd_worlds  # noqa: F401  registers them
+from tests.contract.test_agent import Still
 
 PLAY = ["eval.episodes=1", "eval.workers=0"]
 
@@ -78,7 +81,7 @@ def test_what_fails_after_the_episodes_is_a_line_and_the_result_stays(flow, part
     result = read(flow / "eval")
     assert result["n"] == 1 and result["per_seed"] and [note.startswith(line) for note in result["notes"]] == [True]
     assert (flow / "eval" / "report.html").exists() == (part != "write_report")
-    assert ("latency_ms" in result) == (part != "time_chunks")
+    assert ("chunk_ms" in result) == (part != "time_chunks")
     if part != "write_report":
         assert line in (flow / "eval" / "report.html").read_text()
 
@@ -104,7 +107,58 @@ def test_filming_can_be_turned_off_and_only_what_can_be_played_again_is_filmed(f
     finally:
         del gym.registry["test/Real-v0"]
     assert found["notes"] == ["no clips: test/Real-v0 does not promise that an episode can be played again"]
-    assert "latency_ms" not in found and found["notes"][0] in capsys.readouterr().err
+    assert "chunk_ms" not in found and found["notes"][0] in capsys.readouterr().err
+
+
+def test_a_world_that_is_no_simulator_promises_nothing(tmp_path):
+    """One of it, in this process; its clips are what it recorded. Mutations: assume that time stands still; film by replay."""
+    task = {"env_id": "test/Bench-v0", "env_kwargs": {}, "success": "last", "measure": "success"}
+    config = OmegaConf.create(
+        {"task": task, "eval": {"workers": 2, "videos": 2, "n_action_steps": None, "goals": True}}
+    )
+    with closing(make_worlds(config, 5)) as worlds:
+        assert (worlds.num_envs, worlds.replays, worlds.simulated_time) == (1, False, False)
+        played = rollout(Still(worlds.world_spec), worlds, [3, 4])
+        notes: list[str] = []
+        ((path, said),) = run_module.shoot(config, played, tmp_path, worlds, notes)
+        assert path.name == "seed_4.mp4" and path.stat().st_size and said.startswith("seed 4: success") and not notes
+        assert run_module.shoot(config, played[:1], tmp_path, worlds, notes) == []
+        assert notes == ["no clips: test/Bench-v0 does not promise that an episode can be played again"]
+    with closing(ShardedVectorEnv("polyarm/PickPlace-v0", {}, 1, 0)) as worlds:
+        assert worlds.replays and worlds.simulated_time and worlds.recording(0) is None
+    assert seeds_said({"n": 2, "demonstrated": [], "replays": False}) == "2 episodes"
+
+
+def test_planning_ahead_is_judged_and_said(flow, capsys):
+    """Rows or ms, the same episodes; a sweep stands beside the headline, drawn, and leaves it. Mutations: a sweep without its own
+    rows; the headline at the last latency; another order; judge a latency twice."""
+    short = [*PLAY, "eval.videos=0", "+task.env_kwargs.max_steps=11", "eval.n_action_steps=4"]
+    by_rows = evaluate([flow], [*short, "eval.ahead=2"])
+    assert (by_rows["ahead"], by_rows["latency_ms"]) == (2, 100.0) and len(by_rows["chunk_ms"]) == 30
+    by_time = evaluate([flow], [*short, "eval.latency_ms=90", "eval.latencies_ms=[150,0,51]"])
+    assert (by_time["ahead"], by_time["latency_ms"]) == (2, 90.0) and by_time["per_seed"] == by_rows["per_seed"]
+    actions = lambda folder: np.load(flow / folder / "episodes.npz")["seed_100000"]
+    names = (
+        "eval_max_steps_11_n_action_steps_4_ahead_2",
+        "eval_max_steps_11_n_action_steps_4_latency_ms_90_latencies_ms_150_0_51",
+    )
+    np.testing.assert_array_equal(*map(actions, names))
+    found = by_time["latencies"]
+    assert [(r["latency_ms"], r["ahead"]) for r in found] == [(0, 0), (51, 2), (90, 2), (150, 3)]
+    assert found[2] == found[1] | {"latency_ms": 90.0} and {r["mean_steps"] for r in found} == {11.0}
+    page = (flow / names[1] / "report.html").read_text()
+    assert "Success rate over latency" in page and "0 at 0 ms, 2 at 51 ms, 2 at 90 ms, 3 at 150 ms" in page
+    assert (
+        "2 rows, for up to 90 ms" in page and "What latency costs" not in (flow / names[0] / "report.html").read_text()
+    )
+    capsys.readouterr()
+    for words, said in (
+        ("eval.ahead=9", "eval.ahead=9: policy flow cannot plan 9 rows ahead"),
+        ("eval.latencies_ms=[0,900]", "eval.latencies_ms=900 ms, 18 rows at 20 Hz: policy flow cannot"),
+        ("eval.latency_ms=nan", "eval.latency_ms=nan: give auto, a number from 0 to 1000000 or null"),
+    ):
+        assert main(["eval", str(flow), *PLAY, words, f"output_dir={flow}/no"]) == 2
+        assert said in capsys.readouterr().err and not (flow / "no").exists()
 
 
 def still(seed, steps=3, success=True):

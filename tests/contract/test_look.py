@@ -1,6 +1,6 @@
 """Pictures are taken where a chunk is planned from, and nowhere else; what is played does not change by it.
 
-Mutations that turn it red: looking a row too late, or once a chunk whatever the history; derived streams of a step at which nobody
+Mutations that turn it red: looking a row too late, or at the rows before a chunk's end however far ahead the next is planned, or once a chunk whatever the history; derived streams of a step at which nobody
 looked; a reset that does not look; looking always.
 """
 
@@ -63,19 +63,23 @@ class Open(ShardedVectorEnv):
     look = property(lambda self: True, lambda self, value: None)
 
 
-@pytest.mark.parametrize(("seen", "executed"), [(1, 1), (1, 4), (2, 4), (3, 3)])
-def test_a_rollout_plays_the_same_without_the_pictures_nobody_looks_at(seen, executed):
-    """Episodes have six steps: with chunks of four, four rows and two."""
+@pytest.mark.parametrize(
+    ("seen", "executed", "ahead"),
+    [(1, 1, 0), (1, 4, 0), (2, 4, 0), (3, 3, 0), (1, 4, 1), (2, 4, 1), (2, 4, 3), (1, 4, 4), (2, 3, 3), (5, 2, 1)],
+)
+def test_a_rollout_plays_the_same_without_the_pictures_nobody_looks_at(seen, executed, ahead):
+    """Episodes have six steps: with chunks of four, four rows and two. The next chunk is planned `ahead` rows before an end."""
     played, shots = [], []
     for kind in (Open, ShardedVectorEnv):
         worlds, before, made = kind(NAME, {"derive": MADE}, 2, 0), Depth.shots, Counted.made
-        found = rollout(Looker(worlds, seen, executed), worlds, [3, 4, 5])
+        found = rollout(Looker(worlds, seen, executed), worlds, [3, 4, 5], ahead=ahead)
         played.append(np.concatenate([p.actions for p in found]))
         shots.append(Depth.shots - before)
         assert Counted.made - made == shots[-1]
         worlds.close()
     np.testing.assert_array_equal(*played)
-    looked = sum(1 for step in range(6) if step % executed >= executed - seen)
+    planned = [k * executed - ahead for k in range(1, 9)]  # the observation after step t is t + 1
+    looked = sum(any(p - seen < t + 1 <= p for p in planned) for t in range(6))
     assert shots == [3 * 7, 3 * (1 + looked)]
 
 

@@ -112,16 +112,16 @@ MUTATIONS = (
     ),
     Mutation(
         "generators of idle rows advancing",
-        "eval/agent.py",
-        "generators = [g if wanted else self._idle for g, wanted in zip(self._generators, rows, strict=True)]",
+        "eval/planner.py",
+        "generators = [g if wanted else self._idle for g, wanted in zip(self._generators, seen.rows, strict=True)]",
         "generators = self._generators",
         "contract/test_agent.py::test_a_row_that_does_not_plan_draws_no_noise",
     ),
     Mutation(
         "energies of unplanned rows replaced",
-        "eval/agent.py",
-        "self.energy = np.where(rows, energy.cpu().double().numpy(), old)",
-        "self.energy = energy.cpu().double().numpy()",
+        "eval/plan.py",
+        "self._energy[at], self._felt = chunk.energy[rows], True",
+        "self._energy[:], self._felt = chunk.energy[:, None], True",
         "contract/test_agent.py::test_a_neighbours_plan_leaves_the_energy_of_the_chunk_that_is_executed",
     ),
     Mutation(

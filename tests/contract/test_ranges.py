@@ -24,7 +24,9 @@ train.weight_decay=-1 train.rollout_every=-1 train.rollout_episodes=0 train.resu
 train.mixed_precision=fp8 data.val_ratio=-1 data.val_ratio=1 data.num_workers=-1 data.seed=-1 data.ram_gib=-1
 data.pad_after=some data.pad_after=-1 data.constant=ignore data.max_train_episodes=0 eval.episodes=0 eval.seed=-1
 eval.n_envs=0 eval.workers=-1 eval.workers=many eval.n_action_steps=0 eval.pick=0 eval.videos=-1 eval.device=gpu
-eval.threads=0 eval.goals=2 collect.episodes=0 collect.seed=-1 collect.workers=0 collect.path=5 task.streams=[]
+eval.threads=0 eval.ahead=-1 eval.ahead=1.5 eval.ahead=null eval.latency_ms=-1 eval.latency_ms=soon eval.latency_ms=nan
+eval.latency_ms=[5] eval.latencies_ms=5 eval.latencies_ms=null eval.latencies_ms=[-1] eval.latencies_ms=[5,5]
+eval.latencies_ms=[auto] eval.latencies_ms=[inf] eval.goals=2 collect.episodes=0 collect.seed=-1 collect.workers=0 collect.path=5 task.streams=[]
 task.streams=cube task.streams=[cube,cube] task.streams=[1] task.streams=[nope] task.env_id=null task.env_id=
 task.measure=foo task.demos.path=null task.demos.path=2024 task.demos=5 task.obs_scale=log task.action_scale=5
 task.env_kwargs=5 task.name=null task.expert=5 ~task.streams ~task ~policy ~train ~train.steps ~output_dir policy=null

@@ -77,7 +77,7 @@ def result(measure="success", **kwargs):
         "task": "pick_place",
         **summary(played(**kwargs), measure),
         "network_evaluations": 10,
-        "latency_ms": [10.0, 11.0, 12.0, 13.0, 50.0],
+        "chunk_ms": [10.0, 11.0, 12.0, 13.0, 50.0],
         "seconds": {"collect": 8.25, "train": 200.0, "evaluate": 3900.0},
         "versions": {"torch": "2.11.0"},
         "machine": {"cpu": "a processor", "cores": 2, "gpu": None},
@@ -221,7 +221,7 @@ def test_hostile_names_stay_text(tmp_path, data_card, clip):
 
 
 def test_a_long_run_stays_a_light_page(tmp_path):
-    r = {**result(n=1000), "latency_ms": np.random.default_rng(0).gamma(4, 3, 5000).tolist()}
+    r = {**result(n=1000), "chunk_ms": np.random.default_rng(0).gamma(4, 3, 5000).tolist()}
     write_report(tmp_path / "r.html", title="t", result=r, log=train_log(20_000))
     assert (tmp_path / "r.html").stat().st_size < 300_000
     assert not (tmp_path / "r.html.partial").exists()
@@ -437,7 +437,7 @@ def test_a_time_says_what_it_is_a_time_of(tmp_path):
     assert "a batch of one" in said and "the world's own step not" in said
     gpu = {"machine": {"cpu": "a processor", "cores": 2, "gpu": "a card"}, "acting": {"threads": 3}}
     assert "timed 5 times on a card: from" in page(result() | gpu).one("section", id="spread")["text"]
-    bare = {k: v for k, v in result().items() if k != "machine"} | {"latency_ms": [2.0, 2.0]}
+    bare = {k: v for k, v in result().items() if k != "machine"} | {"chunk_ms": [2.0, 2.0]}
     assert "timed 2 times: from" in page(bare).one("section", id="spread")["text"]
     assert "many at a time, without clips" in page(result()).one("section", id="seconds")["text"]
 

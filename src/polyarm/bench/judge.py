@@ -27,11 +27,13 @@ def judge_all(config: dict[str, Any], about: dict[str, Any], points: list[Judged
 
 def judge_point(point: Judged, n: int, seed: int, device: str) -> dict[str, Any]:
     from polyarm.eval.judge import judge, terms
+    from polyarm.eval.latency import ahead
     from polyarm.eval.score import HEADLINE
 
     policy, worlds, config = open_point(point, n, device)
     with closing(worlds):
-        _, found = judge(policy, worlds, range(seed, seed + n), **terms(config), device=device)
+        rows = ahead(config, policy, worlds, device).rows
+        _, found = judge(policy, worlds, range(seed, seed + n), **terms(config), ahead=rows, device=device)
     return {
         "key": point.key, "task": point.task, "name": point.name, "settings": list(point.settings), "x": point.x,
         "weights": list(point.weights), "runs": [str(r) for r in point.runs], "trained": stamp(point),

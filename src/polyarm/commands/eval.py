@@ -41,6 +41,8 @@ COMMAND = Command(
     "baselines; eval.samples=K chunks are drawn from each observation.\n"
     "policy.sampler.angles.steps=N changes the denoising steps, eval.n_action_steps=N the rows executed of each chunk,\n"
     "eval.pick=K executes the best of K chunks by a policy's energy, eval.goals=false hides the goal.\n"
+    "eval.ahead=N plans the next chunk when N rows of the present one are left, as an arm must; eval.latency_ms=MS, or auto, says the\n"
+    "same in time, and eval.latencies_ms=[MS,...] draws success over it.\n"
     "The other settings of configs/polyarm.yaml are those of the run, and may be given anew where its weights still fit.\n",
     order=40,
     groups=("sampler", "task"),
