@@ -508,14 +508,14 @@ def test_an_episode_given_up_between_pieces_leaves_nothing(two, second, sentence
     """And the store goes on at once. A mutation that turns this red: `_forget_rows` that does nothing."""
     piece = lambda t: {"q": np.zeros((len(t), 3)), "top": np.zeros((len(t), 8, 6, 3), "u1"), "action": np.zeros((len(t), 2)), "time_s": t}  # fmt: skip
     with Store.open(two, "a") as store:
-        with pytest.raises(KeyboardInterrupt if second is KeyboardInterrupt else UserError, match=sentence):
-            with store.episode(7) as opened:
-                opened.add(piece(np.arange(4) / 20))
-                with pytest.raises(UserError, match="is being written: finish it"):
-                    store.append(episode(2), 2)
-                if second is KeyboardInterrupt:
-                    raise KeyboardInterrupt
-                opened.add(piece(np.array([0.2, 0.3])) | second)
+        stopped = KeyboardInterrupt if second is KeyboardInterrupt else UserError
+        with pytest.raises(stopped, match=sentence), store.episode(7) as opened:
+            opened.add(piece(np.arange(4) / 20))
+            with pytest.raises(UserError, match="is being written: finish it"):
+                store.append(episode(2), 2)
+            if second is KeyboardInterrupt:
+                raise KeyboardInterrupt
+            opened.add(piece(np.array([0.2, 0.3])) | second)
         assert_holds(store, [0, 1])
         with pytest.raises(UserError, match="0 rows"), store.episode(7):
             pass
