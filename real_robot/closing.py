@@ -135,8 +135,8 @@ def _column(found: Survey, wanted: Stream, file: BinaryIO) -> Column:
     for i, logged in enumerate(found.streams):
         stream, samples = logged.stream, found.samples[i]
         if stream.kind == "image" and stream.name == wanted.name and wanted.kind == "image":
-            place = np.arange(len(samples.t_ns))
-            return Column(wanted.name, i, logged, np.array(samples.t_ns, np.int64), place, None, sent)
+            every = np.arange(len(samples.t_ns))
+            return Column(wanted.name, i, logged, np.array(samples.t_ns, np.int64), every, None, sent)
         names = [n if stream.name == wanted.name else f"{wanted.name}.{n}" for n in wanted.names]
         if stream.kind != "image" and names and set(names) <= set(stream.names):
             values = _numbers(samples, stream.shape[0], file)[:, [stream.names.index(n) for n in names]]

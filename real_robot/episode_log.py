@@ -65,7 +65,7 @@ class Logged:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Logged:
-        fields = {k: tuple(v) if isinstance(v, list) else v for k, v in data["stream"].items()}
+        fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data["stream"].items()}
         return cls(**{**data, "stream": Stream(**fields)})
 
 
@@ -84,7 +84,8 @@ class EpisodeLog:
 
     def __init__(self, path: Path, fd: int, size: int) -> None:
         self.path, self.size = path, size
-        self._fd, self._stopping, self._broken = fd, threading.Event(), None
+        self._fd, self._stopping = fd, threading.Event()
+        self._broken: OSError | None = None
         self._thread = threading.Thread(target=self._sync, name="fdatasync", daemon=True)
         self._thread.start()
 

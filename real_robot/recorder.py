@@ -148,9 +148,9 @@ class Recorder:
         if found is None:
             return False
         if isinstance(found, Lost):
-            self.lost += found.count
+            self.lost += found.number
             name = logged.stream.name
-            log.note(time.monotonic_ns(), fault="overflow", stream=name, first=found.seq, count=found.count)
+            log.note(time.monotonic_ns(), fault="overflow", stream=name, first=found.seq, count=found.number)
         elif logged.codec:
             image = np.frombuffer(found.payload, np.uint8, offset=FRAME.size).reshape(logged.stream.shape)
             coded = encode(image, logged.codec, self.quality)

@@ -47,10 +47,10 @@ class Record(NamedTuple):
 
 
 class Lost(NamedTuple):
-    """Records that were written over before they were read: `count` of them from `seq` on."""
+    """Records that were written over before they were read: `number` of them from `seq` on."""
 
     seq: int
-    count: int
+    number: int
 
 
 class Ring:
@@ -175,7 +175,7 @@ class Reader(Ring):
             kept = self.count - self.slots + 1  # the first whose slot is not being written over
             if self.seq < kept or tried == TRIES - 1:
                 lost = Lost(self.seq, max(1, kept - self.seq))
-                self.seq += lost.count
+                self.seq += lost.number
                 return lost
         return None
 

@@ -65,8 +65,8 @@ def test_a_ring_gives_what_was_put_and_says_what_was_written_over(tmp_path):
         got = list(iter(reader.take, None))
         lost = got[0]
         assert isinstance(lost, Lost) and lost.seq == 3
-        assert [r.seq for r in got[1:]] == list(range(3 + lost.count, 12))  # no number is given twice or missing
-        assert lost.count >= 5
+        assert [r.seq for r in got[1:]] == list(range(3 + lost.number, 12))  # no number is given twice or missing
+        assert lost.number >= 5
         with pytest.raises(UserError, match="a record of 65 bytes"):
             writer.put(0, bytes(65))
         with pytest.raises(UserError, match="another process writes to the ring"):
@@ -130,7 +130,7 @@ def test_a_log_says_what_was_put_into_it(tmp_path):
 
 
 def test_every_flipped_bit_and_every_cut_is_noticed(tmp_path):
-    """All that follow the header, of a whole file. Mutations: the length, the kind, the stamp or the number left out of the checksum."""
+    """All that follow the header, of a whole file. A mutation: kind, stamp and number left out of the checksum."""
     log = EpisodeLog.create(tmp_path / "e.log", [Logged(Stream("a", "state", (1,), ("a",)), 1.0)], 0)
     for k in range(2):
         log.add(0, k, k, b"xyz"[:k])
@@ -395,7 +395,7 @@ def test_an_action_is_the_first_of_its_period_and_a_camera_is_as_late_as_it_is(t
         Logged(Stream("joint_pos", "state", (1,), ("a",), ("rad",)), 100.0, latency_s=0.02),
         Logged(Stream("action", "state", (1,), ("a",), ("rad",)), 20.0),
     ], 0)  # fmt: skip
-    for k in range(100):
+    for k in range(3, 100):
         log.add(0, k * 10 * MS, k, np.array([float(k)]))
     for k in range(20):
         sent = np.nan if k == 10 else float(k)  # a row that says nothing: the one before is still in force
@@ -404,8 +404,12 @@ def test_an_action_is_the_first_of_its_period_and_a_camera_is_as_late_as_it_is(t
     spec = Spec(ObsSpace(SPEC.obs.streams[:1], 20.0), SPEC.action)
     closing.close([tmp_path / "e.log"], tmp_path / "s.zarr", spec)
     store = Store.open(tmp_path / "s.zarr")
-    assert store.read("joint_pos")[:3, 0].tolist() == [1.0, 6.0, 11.0]  # rows stand at 30, 80 ms, ...; 20 ms is too new
-    assert store.read("action")[:, 0].tolist() == [*range(10), 9, *range(11, 20)]
+    assert store.read("joint_pos")[:3, 0].tolist() == [
+        3.0,
+        8.0,
+        13.0,
+    ]  # rows stand at 50, 100 ms, ...; 40 ms is too new
+    assert store.read("action")[:, 0].tolist() == [*range(1, 10), 9, *range(11, 20)]  # sent 30 ms after each row
 
 
 @pytest.mark.parametrize("finish", [True, False])
