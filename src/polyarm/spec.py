@@ -48,6 +48,8 @@ class Kind(NamedTuple):
     """Its named channels, which come last, are scaled by what demonstrations hold."""
     dear: bool = False
     """Dear to look at, so that a frame which comes twice is encoded once."""
+    hidden: bool = False
+    """Said of a row for people and programs, and never shown to a policy: who acts does not know it."""
 
 
 KINDS: Mapping[str, Kind] = {
@@ -59,6 +61,9 @@ KINDS: Mapping[str, Kind] = {
     "segmentation": Kind("uint16", (0, 65535)),  # the number of the object that a pixel shows
     "points": Kind("float32", (-inf, inf), scaled=True, dear=True),
     "text": Kind("uint8", (0, 255)),
+    "label": Kind(
+        "float32", (-inf, inf), low_dim=True, hidden=True
+    ),  # such as intervention: 1 while a person had the arm
 }
 """The kinds of streams there are. A new one is a line here."""
 
@@ -198,6 +203,10 @@ class Stream:
     @property
     def dear(self) -> bool:
         return KINDS[self.kind].dear
+
+    @property
+    def hidden(self) -> bool:
+        return KINDS[self.kind].hidden
 
     @property
     def dtype(self) -> Dtype:
