@@ -8,17 +8,15 @@ from __future__ import annotations
 from typing import Any
 
 import sapien
-import torch
-from jaxtyping import Bool, Float
 from mani_skill.envs.sapien_env import BaseEnv
 from mani_skill.envs.utils.randomization import random_quaternions
 from mani_skill.sensors.camera import CameraConfig
 from mani_skill.utils.building.actors import build_cube
+from mani_skill.utils.common import to_tensor
 from mani_skill.utils.registration import register_env
 from mani_skill.utils.sapien_utils import look_at
 from mani_skill.utils.scene_builder.table import TableSceneBuilder
 from mani_skill.utils.structs.pose import Pose
-from torch import Tensor
 
 from polyarm.sim.sapien.tasks import COLOURS
 
@@ -58,9 +56,11 @@ class LiftNamedCube(BaseEnv):
             for i, (colour, rgb) in enumerate(COLOURS.items())
         ]
         self.red_cube, self.green_cube, self.blue_cube = self.cubes
-        self.named = torch.zeros(self.num_envs, dtype=torch.long, device=self.device)
+        self.named = to_tensor([0] * self.num_envs, device=self.device)
 
-    def _initialize_episode(self, env_idx: Tensor, options: dict) -> None:
+    def _initialize_episode(self, env_idx: Any, options: dict) -> None:
+        import torch
+
         with torch.device(self.device):
             n = len(env_idx)
             self.table_scene.initialize(env_idx)
@@ -76,19 +76,22 @@ class LiftNamedCube(BaseEnv):
         """The one that counts, of the first environment."""
         return self.cubes[int(self.named[0])]
 
-    def evaluate(self) -> dict[str, Bool[Tensor, "b"]]:
-        high = torch.stack([cube.pose.p[:, 2] > HALF_M + LIFT_M for cube in self.cubes], dim=1)
-        held = torch.stack([self.agent.is_grasping(cube) for cube in self.cubes], dim=1)
-        named = torch.nn.functional.one_hot(self.named, len(COLOURS)).bool()
-        fail = (high & ~named).any(1)
-        return {"success": (high & held & named).any(1) & ~fail, "fail": fail}
+    def evaluate(self) -> dict[str, Any]:
+        success = fail = self.named < 0  # none
+        for i, cube in enumerate(self.cubes):
+            counts, high = self.named == i, cube.pose.p[:, 2] > HALF_M + LIFT_M
+            success = success | (counts & high & self.agent.is_grasping(cube))
+            fail = fail | (~counts & high)
+        return {"success": success & ~fail, "fail": fail}
 
     def _get_obs_extra(self, info: dict) -> dict[str, Any]:
         return {}
 
 
-def _apart(n: int) -> Float[Tensor, "n 3 2"]:
-    """Middles of three cubes on the table, `APART_M` from each other, uniform over all such: the first of `DRAWS` that are."""
+def _apart(n: int) -> Any:
+    """Middles of three cubes on the table [n 3 2], m, `APART_M` from each other, uniform over all such: the first of `DRAWS` that are."""
+    import torch
+
     places = (2 * torch.rand(n, DRAWS, len(COLOURS), 2) - 1) * torch.tensor(REACH_M)
     between = torch.cdist(places, places) + APART_M * torch.eye(len(COLOURS))
     first = (between >= APART_M).all(-1).all(-1).int().argmax(1)
