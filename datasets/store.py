@@ -20,7 +20,7 @@ import json
 import os
 import shutil
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -33,6 +33,7 @@ from polyarm.camera import metres, require_rows
 from polyarm.datasets.chunks import ChunkRows, read_json
 from polyarm.datasets.demos import ACTION, TIME_S, Demos, Rows, checked, damaged, no_file, one_length, valid_ends
 from polyarm.datasets.disk import Disk, fsync, lock_folder
+from polyarm.datasets.joined import Joined
 from polyarm.datasets.replay_buffer import guess
 from polyarm.datasets.seal import read_spec, seal, unseal
 from polyarm.spec import Spec, UserError, unknown
@@ -279,9 +280,12 @@ def _writing(path: Path) -> Iterator[None]:
         ) from e
 
 
-def open_store(path: str | Path) -> Store:
-    """A store of polyarm's own, to read: what a task's `demos` name as their `_target_`."""
-    return Store.open(path)
+def open_store(path: str | Path, also: Sequence[str | Path] = ()) -> Demos:
+    """A store of polyarm's own, to read: what a task's `demos` name as their `_target_`. `also`: more of them, read as one."""
+    if isinstance(also, str):
+        raise UserError(f"task.demos.also={also}: give a list of stores, such as [data/push_cube.zarr]")
+    first = Store.open(path)
+    return Joined([first, *(Store.open(Path(more).expanduser()) for more in also)]) if also else first
 
 
 def open_path(path: str | Path) -> Demos:

@@ -17,11 +17,16 @@ SAY = ("right", "wrong", "nothing")
 
 class Said:
     """`says` {thing: its instruction}. `which`: the thing that counts; None: each episode draws one. `say`: right; wrong, the
-    instruction of another thing; nothing; or other words, with {} where the thing's name goes."""
+    instruction of another thing; nothing; or other words, with {} where the thing's name goes. A world without instructions has one
+    where `say` is words."""
 
     def __init__(self, says: Mapping[str, str], which: str | None, say: str, world: str) -> None:
-        if not says and (which is not None or say != "right"):
-            raise UserError(f"{world} has no instruction: leave which and say out of task.env_kwargs")
+        if not says and (which is not None or say in SAY[1:]):
+            raise UserError(
+                f"{world} has no instruction: leave which out of task.env_kwargs, and give say as words, such as 'push the cube'"
+            )
+        if not says and say not in SAY:
+            says, say = {"": str(say)}, "right"
         if which is not None and which not in says:
             raise unknown(f"thing of {world} in task.env_kwargs.which", str(which), says)
         if say not in SAY and "{}" not in str(say):

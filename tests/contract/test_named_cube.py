@@ -104,14 +104,22 @@ def test_what_counts_is_drawn_by_the_seed_and_said_as_told():
     assert len({*wrong}) == 6, "each of the other two"
 
 
+def test_a_world_without_instructions_has_one_where_words_are_given():
+    """For one policy that is to do several of them."""
+    assert not Said({}, None, "right", "it")
+    said = Said({}, None, "push the cube", "it")
+    thing, row = said.draw(np.random.default_rng(0))
+    assert said and (thing, row_text(row)) == ("", "push the cube")
+
+
 @pytest.mark.parametrize(
     ("says", "which", "say", "sentence"),
     [
         (SAYS, "rde", "right", "unknown thing of it in task.env_kwargs.which 'rde': did you mean 'red'.*blue, green, red"),
         (SAYS, None, "wrnog", "unknown way to say it, .*say 'wrnog': did you mean 'wrong'.*nothing, right, wrong"),
         (SAYS, None, "please, would you kindly lift the {} cube", "has 42 bytes for a stream of 32: shorten it"),
-        ({}, "red", "right", "it has no instruction: leave which and say out"),
-        ({}, None, "wrong", "it has no instruction: leave which and say out"),
+        ({}, "red", "right", "it has no instruction: leave which out .*give say as words"),
+        ({}, None, "wrong", "it has no instruction: leave which out .*give say as words"),
     ],
 )  # fmt: skip
 def test_bad_input_is_a_sentence(says, which, say, sentence):
