@@ -282,8 +282,6 @@ def _writing(path: Path) -> Iterator[None]:
 
 def open_store(path: str | Path, also: Sequence[str | Path] = ()) -> Demos:
     """A store of polyarm's own, to read: what a task's `demos` name as their `_target_`. `also`: more of them, read as one."""
-    if isinstance(also, str):
-        raise UserError(f"task.demos.also={also}: give a list of stores, such as [data/push_cube.zarr]")
     first = Store.open(path)
     return Joined([first, *(Store.open(Path(more).expanduser()) for more in also)]) if also else first
 

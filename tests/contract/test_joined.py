@@ -11,6 +11,7 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
+from polyarm.cli import main
 from polyarm.config import compose
 from polyarm.datasets.joined import Joined
 from polyarm.datasets.scale import fit_spec
@@ -79,6 +80,21 @@ def test_it_is_trained_on_as_one_store_would_be(paths):
     assert one == two and torch.equal(a.action, b.action) and all(torch.equal(a.obs[x], b.obs[x]) for x in a.obs)
 
 
+def test_the_command_takes_them(paths, tmp_path, capsys):
+    parts, _ = paths
+    words = [
+        "task=own",
+        "task.streams=[tip]",
+        f"task.demos.path={parts[0]}",
+        "train.steps=2",
+        "train.device=cpu",
+        "data.constant=centre",
+    ]
+    words += ["policy.body.width=16", "policy.body.blocks=1", "train.batch_size=4", f"output_dir={tmp_path}"]
+    assert main(["train", *words, f"+task.demos.also=[{parts[1]}]"]) == 0
+    assert "4 episodes and 1 held out" in capsys.readouterr().err
+
+
 def test_seeds_of_all_are_demonstrated(paths, tmp_path):
     parts, path = paths
     task = lambda *more: OmegaConf.create({"demos": {"path": str(path), "also": [str(p) for p in more]}})
@@ -109,5 +125,5 @@ def test_only_what_all_hold_alike_is_shown(paths, tmp_path):
     Store.create(tmp_path / "turned.zarr", turned).close()
     with pytest.raises(UserError, match=r"frame base in the first of the demonstrations, world in .*turned.zarr"):
         Joined([Store.open(parts[0]), Store.open(tmp_path / "turned.zarr")])
-    with pytest.raises(UserError, match=r"task.demos.also=x.zarr: give a list of stores"):
+    with pytest.raises(UserError, match=r"task.demos.also=x.zarr: give a list of more stores"):
         open_demos(compose(["task=own", f"task.demos.path={parts[0]}", "+task.demos.also=x.zarr"]).task)
