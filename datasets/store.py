@@ -35,6 +35,7 @@ from polyarm.datasets.chunks import ChunkRows, read_json
 from polyarm.datasets.demos import TIME_S, Demos, Rows, damaged, no_file, valid_ends
 from polyarm.datasets.disk import Disk, fsync, lock_folder
 from polyarm.datasets.episode import Episode, layout
+from polyarm.datasets.joined import Joined
 from polyarm.datasets.replay_buffer import guess
 from polyarm.datasets.seal import read_spec, seal, unseal
 from polyarm.spec import Spec, UserError, unknown
@@ -291,9 +292,10 @@ def _writing(path: Path) -> Iterator[None]:
         ) from e
 
 
-def open_store(path: str | Path) -> Store:
-    """A store of polyarm's own, to read: what a task's `demos` name as their `_target_`."""
-    return Store.open(path)
+def open_store(path: str | Path, also: Sequence[str | Path] = ()) -> Demos:
+    """A store of polyarm's own, to read: what a task's `demos` name as their `_target_`. `also`: more of them, read as one."""
+    first = Store.open(path)
+    return Joined([first, *(Store.open(Path(more).expanduser()) for more in also)]) if also else first
 
 
 def open_path(path: str | Path) -> Demos:

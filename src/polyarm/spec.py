@@ -173,6 +173,8 @@ class Stream:
     scale: Scale | None = None
     made_of: str = ""
     """What a stream that is computed of others was made of, in words that differ where it would; "" for one that is recorded."""
+    texts: tuple[str, ...] = ()
+    """Of a stream of kind text, all that demonstrations hold, set once they were seen; () where they are too many to list."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -381,7 +383,8 @@ class Spec:
                 if scale.reach is None:  # younger than the schema
                     del part["scale"]["reach"]
         young = [(data["action"], name) for name in ("rotations", "relative")]
-        for part, name in [*young, *((stream, "made_of") for stream in data["obs"]["streams"])]:
+        young += [(stream, name) for stream in data["obs"]["streams"] for name in ("made_of", "texts")]
+        for part, name in young:
             if not part[name]:  # younger than the schema: written only where they say something
                 del part[name]
         return data
