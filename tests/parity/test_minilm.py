@@ -1,6 +1,6 @@
 """MiniLM gives the similarities that its model card prints, from its package, which is read and never run.
 
-Mutations: [CLS] in place of the mean; the pooler kept; sentences cut off; the package imported.
+Mutations: [CLS] in place of the mean; the pooler kept; sentences cut off; the package imported; a function in place of the class.
 """
 
 import sys
@@ -11,6 +11,7 @@ import torch
 
 from polyarm.config import build, compose
 from polyarm.encoders.minilm import PACKAGE
+from polyarm.policies import checkpoint
 from polyarm.spec import ActionSpace, ObsSpace, Scale, Spec, Stream, UserError
 from polyarm.text import text_row
 
@@ -19,9 +20,11 @@ SPEC = Spec(ObsSpace((TASK,), 10.0), ActionSpace(("a",), ("m",), "base", 10.0, s
 CARD = {"That is a happy dog": 0.695, "That is a very happy person": 0.943, "Today is a sunny day": 0.257}
 
 
+CONFIG = compose(["text=minilm", "body=mlp", "policy.body.width=16", "policy.body.blocks=1"])
+
+
 def encoder():
-    words = ["text=minilm", "body=mlp", "policy.body.width=16", "policy.body.blocks=1"]
-    return build(compose(words).policy, SPEC).encoder.encoders[0]
+    return build(CONFIG.policy, SPEC).encoder.encoders[0]
 
 
 def rows(*texts):
@@ -46,6 +49,13 @@ def test_it_reads_256_tokens_and_no_more(minilm):
     minilm(rows("red " * 254))
     with pytest.raises(UserError, match="is 257 tokens, .*MiniLM.* reads 256: say it in fewer words"):
         minilm(rows("red " * 255))
+
+
+def test_a_checkpoint_may_name_it(minilm, tmp_path):
+    policy = build(CONFIG.policy, SPEC)
+    checkpoint.save(tmp_path / "c", CONFIG, Spec(SPEC.obs, policy.action_space), policy.state_dict())
+    again = checkpoint.load(tmp_path / "c")
+    assert torch.equal(again.encoder.encoders[0](rows("lift")), policy.encoder.encoders[0](rows("lift")))
 
 
 def test_without_its_package_it_says_which(monkeypatch):
