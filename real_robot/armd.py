@@ -4,7 +4,7 @@ It speaks through pages (`real_robot.pages`) that begin with the robot's name:
 
     NAME.state     writes   everything that is known of the arm, every tick
     NAME.policy    reads    a chunk; each write is a beat, and the writer's death ends what it planned
-    NAME.operator  reads    one act at a time: enable, hold, limp, clear, estop, close
+    NAME.operator  reads    one act at a time: enable, hold, go, limp, clear, estop, close
     NAME.hand      reads    where a person who holds the deadman switch wants the arm
     NAME.estop     reads    a file: while it exists the emergency stop is pressed; its text says by whom
 
@@ -35,7 +35,7 @@ from polyarm.real_robot.safety import Filter, Watch
 from polyarm.real_robot.states import ESTOP, FAULT, OFF, Ages
 from polyarm.spec import UserError, unknown
 
-ACTS = ("enable", "hold", "limp", "clear", "estop", "close")
+ACTS = ("enable", "hold", "go", "limp", "clear", "estop", "close")
 UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, OverflowError)
 SLOW_NS = 2_000_000_000
 """How long an act may take: it asks every motor. Nothing moves meanwhile, and the supervisor waits for as long."""
@@ -255,9 +255,9 @@ def run(station: Station, parent: int = 0) -> None:
         while loop.state is not OFF:
             now = ticks.wait()
             desk.take(now)
-            loop.tick(now)
             if asked:
                 _leave(loop, now)
+            loop.tick(now)
             desk.show(now, ticks)
     finally:
         desk.close()

@@ -29,6 +29,8 @@ from polyarm.real_robot.states import (
 )
 from polyarm.spec import UserError
 
+TOLD = "told to hold"
+
 
 class Loop:
     """`latched`: why the emergency stop is pressed, "" if it is not. `at_stop`: what the arm does once it came to rest in ESTOP."""
@@ -51,7 +53,7 @@ class Loop:
         self._hand: tuple[int, Row] | None = None
         self._free_ns = 0
         self._held = ""
-        self._gone = self._settled = False
+        self._gone = self._settled = self._paused = False
         spec = arm.spec
         self._speed = tuple(1.5 * v / 1e9 for v in spec.velocity)
         self._slack = tuple(1.5 * v / spec.rate_hz + 0.005 * (b - a) for v, a, b in zip(spec.velocity, spec.low, spec.high, strict=True))  # fmt: skip
@@ -76,16 +78,24 @@ class Loop:
         self.guard.start(state.q)
         if self.watch:
             self.watch.start()
-        self.sent, self._held, self._settled, self._hand = state.q, "", False, None
+        self.sent, self._held, self._hand = state.q, "", None
+        self._settled = self._paused = False
         self.plan.begin()
         self._stand(now)
         self._to(HOLD, "enabled")
 
     def hold(self, now: int) -> None:
-        """Brake; what was planned is forgotten, and only what is planned from now on runs."""
+        """Brake, and stay so whatever is planned until told to go on; a person's hand may move it."""
         self._stand(now)
+        self._paused = True
         if self.state in (RUN, TELEOP):
-            self._to(HOLD, "told to hold")
+            self._to(HOLD, TOLD)
+
+    def go(self, now: int) -> None:
+        """What is observed from now on runs again."""
+        require_may("go", self.state)
+        self._stand(now)
+        self._paused = False
 
     def limp(self) -> None:
         """Torque off: the arm falls."""
@@ -227,6 +237,8 @@ class Loop:
             return TELEOP, hand[1], "a person moves it"
         if self.state is TELEOP:
             return HOLD, None, "the person let go"
+        if self._paused:
+            return HOLD, None, TOLD
         if self._beat_ns is None or now - self._beat_ns > self.ages.beat_ns:
             return HOLD, None, "the policy says nothing"
         goal = self.plan.goal(now)

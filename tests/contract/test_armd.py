@@ -14,15 +14,18 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
+from gymnasium import spaces
 
 from polyarm.real_robot import armd, pages
 from polyarm.real_robot.armd import Desk, Station, build_loop
 from polyarm.real_robot.daemon import Daemon
 from polyarm.real_robot.plan import Chunk
 from polyarm.real_robot.realtime import Late, Ticks
-from polyarm.spec import UserError
-from tests.fake_arm import FakeArm
+from polyarm.real_robot.world import RobotWorld
+from polyarm.spec import ActionSpace, ObsSpace, Spec, Stream, UserError
+from tests.fake_arm import SPEC, FakeArm
 
 MS = 1_000_000
 
@@ -247,6 +250,34 @@ def test_a_policy_that_is_killed_ends_with_what_it_planned(station):
         assert max(abs(b - a) for a, b in pairwise(q)) <= 0.05 * 0.01 + 1e-12
     finally:
         daemon.close()
+
+
+class Nothing:
+    def reset(self, seed): ...
+    def see(self):
+        return {}, False
+
+
+def test_a_world_by_the_wall_clock_moves_the_arm_slot_by_slot(station):
+    """Two episodes through the arm's process: each starts enabled, follows what it is told, and ends limp or held."""
+    joints = Stream("joint_pos", "state", (2,), SPEC.joints, SPEC.units, "joint")
+    spec = Spec(ObsSpace((joints,), 10.0), ActionSpace(SPEC.joints, SPEC.units, "joint", 10.0))
+    box = spaces.Box(np.float32(SPEC.low), np.float32(SPEC.high), dtype=np.float32)
+    daemon = Daemon(station)
+    world = RobotWorld(daemon, Nothing(), spec, box, 8)
+    try:
+        for goal in (0.5, -0.5):
+            obs, _ = world.reset(seed=[0], options={})
+            before = obs["joint_pos"][0, 0]
+            for _ in range(8):
+                obs, _, _, cut, _ = world.step(np.array([[goal, 0.02]], np.float32))
+            assert cut[0] and abs(obs["joint_pos"][0, 0] - goal) < 0.2 * abs(goal - before)
+            assert len(world.late_ms) == 8 and daemon.status()["counts"]["plan"].get("a chunk of another clock", 0) == 0
+        daemon.act("hold")
+        assert daemon.status()["state"] == "HOLD"
+    finally:
+        world.close()
+    assert daemon.process.returncode == 0
 
 
 @pytest.mark.parametrize("number", (signal.SIGKILL, signal.SIGSTOP))
