@@ -19,6 +19,8 @@ from polyarm.spec import UserError
 
 FIRMWARE = 3
 """The major number that the register table is of."""
+TRIES = 3
+"""Reads after which HOLD leaves the last goal."""
 OUTSIDE_TICKS = 20
 """How far beyond its range a limp joint may hang and still be enabled, which draws it to the end."""
 
@@ -56,17 +58,23 @@ class So101:
         return self._bus
 
     def open(self) -> None:
-        if self._bus is not None:
-            return
+        if self._bus is None:
+            self._start(self._same)
+
+    def _start(self, judge: Callable[[list[dict[str, int]]], None]) -> None:
+        """`judge` is given what each motor keeps."""
         self._bus = Bus(open_wire(self.port), [joint.id for joint in self.joints], self.slack_s)
         try:
             self._find()
-            self._firmware = tuple(self._check(name, joint) for name, joint in self.calibration.joints.items())
-            self._same()
+            kept = [self.bus.kept(joint.id) for joint in self.joints]
+            self._firmware = tuple(f"{k['firmware_major']}.{k['firmware_minor']}" for k in kept)
+            for name, joint, k, volts in zip(SPEC.joints, self.joints, kept, self._read_all("voltage"), strict=True):
+                _check(f"motor {joint.id} ({name})", k, volts / 10)
+            judge(kept)
             self._on = all(self._read_all("torque"))
         except ReadFailed as error:
             self.close()
-            raise UserError(f"{self.port}: {error}, though it did: check the arm's cables, then its supply") from None
+            raise UserError(f"{self.port}: {error} while it was asked who it is: check the arm's cables, then its supply") from None
         except PortLost as error:
             self.close()
             raise UserError(f"{error.args[-1]}: check the cable, and that no other process has it") from None
@@ -97,41 +105,56 @@ class So101:
         )
 
     def enable(self) -> None:
-        """Also takes back what bounds another program left on speed and acceleration: the plan and the filter set those."""
-        goals = []
-        for (name, joint), here in zip(self.calibration.joints.items(), self._read_all("position"), strict=True):
-            low, high = joint.range
-            if not low - OUTSIDE_TICKS <= here <= high + OUTSIDE_TICKS:
-                raise UserError(
-                    f"{name} stands at {joint.angle(here):.3f} {joint.unit}, outside {joint.angle(low):.3f} to "
-                    f"{joint.angle(high):.3f}: move it inside by hand, then enable"
-                )
-            goals.append(min(max(here, low), high))
-        for joint in self.joints:
+        """Also takes back what bounds another program left on speed and acceleration: the plan and the filter set those. An arm
+        that was limp is limp again if it fails."""
+        here = self._read_all("position")
+        goals = [_goal_at(*each) for each in zip(SPEC.joints, self.joints, here, strict=True)]
+        try:
+            self._seize(goals)
+        except (ReadFailed, UserError):
+            if not self._on:
+                self.bus.write_torque(False)
+            raise
+        self._on = True
+
+    def _seize(self, goals: list[int]) -> None:
+        for joint, goal in zip(self.joints, goals, strict=True):
             for name in ("acceleration", "goal_time", "goal_speed"):
                 self.bus.write(joint.id, name, 0)
-        for joint, goal in zip(self.joints, goals, strict=True):
             self.bus.write(joint.id, "goal", goal)
         if (said := self._read_all("goal")) != goals:
-            self.stop(Stop.LIMP)
             raise UserError(f"{self.port}: motors took goals {said} for {goals}: switch the arm off and on again")
         for joint in self.joints:
             self.bus.write(joint.id, "torque", 1)
-        self._on = True
 
     def command(self, q: Row) -> None:
         if self._on:
             self.bus.write_goals(self._ticks(q))
 
     def stop(self, kind: Stop) -> None:
-        """HOLD on a bus that does not answer leaves the last goal, which the motors hold by themselves."""
+        """HOLD on a bus that does not answer leaves the last goal, which the motors hold by themselves. LIMP raises ReadFailed
+        where a motor does not confirm it, after all were told."""
         if kind is Stop.LIMP:
-            self._on = False
-            self.bus.write_torque(False)  # at once, and to those whose replies are lost
-            for joint in self.joints:
-                self.bus.write(joint.id, "torque", 0)
+            self._limp()
         elif self._on:
-            self.bus.write_goals(self._ticks(self.read().q))
+            for _ in range(TRIES):
+                try:
+                    self.bus.write_goals(self._ticks(self.read().q))
+                    return
+                except ReadFailed:
+                    continue
+
+    def _limp(self) -> None:
+        self._on = False
+        self.bus.write_torque(False)  # at once, and to those whose replies are lost
+        silent = []
+        for name, joint in zip(SPEC.joints, self.joints, strict=True):
+            try:
+                self.bus.write(joint.id, "torque", 0)
+            except ReadFailed:
+                silent.append(name)
+        if silent:
+            raise ReadFailed(f"{', '.join(silent)} did not confirm that torque is off")
 
     def identify(self) -> dict[str, Any]:
         return {
@@ -147,13 +170,19 @@ class So101:
         return "; ".join(f"{name}: {described(bits)}" for name, bits in zip(SPEC.joints, status, strict=True) if bits)
 
     def install(self) -> None:
-        """Write ranges and homings of the calibration into the motors, for good. Takes their torque off."""
-        self.stop(Stop.LIMP)
-        for joint in self.joints:
-            self.bus.write(joint.id, "lock", 0)
-            for name, value in (("homing", joint.homing), ("low", joint.range[0]), ("high", joint.range[1])):
-                self.bus.write(joint.id, name, value)
-            self.bus.write(joint.id, "lock", 1)
+        """Write ranges and homings of the calibration into the motors, whatever they hold, for good. Takes their torque off and
+        closes the arm."""
+        self.close()
+        self._start(lambda kept: None)
+        try:
+            self._limp()
+            for joint in self.joints:
+                self.bus.write(joint.id, "lock", 0)
+                for name, value in (("homing", joint.homing), ("low", joint.range[0]), ("high", joint.range[1])):
+                    self.bus.write(joint.id, name, value)
+                self.bus.write(joint.id, "lock", 1)
+        finally:
+            self.close()
 
     def _ticks(self, q: Row) -> list[int]:
         return [
@@ -176,37 +205,12 @@ class So101:
                 "and that it has this id"
             )
 
-    def _check(self, name: str, joint: Joint) -> str:
-        """One motor is of the kind that is driven here and has power; its firmware."""
-        read = lambda register: self.bus.read(joint.id, register)
-        who = f"motor {joint.id} ({name})"
-        if (model := read("model")) != MODEL_NUMBER:
-            raise UserError(
-                f"{who} is of model {model}, an SO-101 has STS3215 ({MODEL_NUMBER}): give the port of an SO-101"
-            )
-        major, minor = read("firmware_major"), read("firmware_minor")
-        if major != FIRMWARE:
-            raise UserError(
-                f"{who} has firmware {major}.{minor}, {FIRMWARE}.x is expected: bring it up to date with Feetech's FD program"
-            )
-        if (mode := read("mode")) != 0:
-            raise UserError(f"{who} is in mode {mode}, not 0 (position): set its register 33 to 0")
-        if (volts := read("voltage")) < (least := read("min_voltage")):
-            raise UserError(
-                f"{who} has {volts / 10:g} V, it needs {least / 10:g}: switch the arm's supply on or give it a stronger one"
-            )
-        return f"{major}.{minor}"
-
-    def _same(self) -> None:
+    def _same(self, kept: list[dict[str, int]]) -> None:
         """Firmware is one, and the motors carry what the calibration says of them."""
         if len(set(self._firmware)) > 1:
             listed = ", ".join(f"{name} {x}" for name, x in zip(SPEC.joints, self._firmware, strict=True))
             raise UserError(f"motors differ in firmware ({listed}): bring all to one with Feetech's FD program")
-        has = [
-            (r("homing"), (r("low"), r("high")))
-            for j in self.joints
-            for r in [lambda name, j=j: self.bus.read(j.id, name)]
-        ]
+        has = [(k["homing"], (k["low"], k["high"])) for k in kept]
         want = [(joint.homing, joint.range) for joint in self.joints]
         wrong = [i for i, (a, b) in enumerate(zip(has, want, strict=True)) if a != b]
         if not wrong:
@@ -223,6 +227,35 @@ class So101:
             f"motor {self.joints[i].id} ({name}) carries range {list(limits)} and homing {homing}, the calibration says "
             f"{list(want[i][1])} and {want[i][0]}: give this arm's own file, or make one with `polyarm calibrate`"
         )
+
+
+def _check(who: str, kept: dict[str, int], volts: float) -> None:
+    """A motor is of the kind that is driven here, and has power."""
+    if (model := kept["model"]) != MODEL_NUMBER:
+        raise UserError(
+            f"{who} is of model {model}, an SO-101 has STS3215 ({MODEL_NUMBER}): give the port of an SO-101"
+        )
+    if kept["firmware_major"] != FIRMWARE:
+        raise UserError(
+            f"{who} has firmware {kept['firmware_major']}.{kept['firmware_minor']}, {FIRMWARE}.x is expected: bring it up to date with "
+            "Feetech's FD program"
+        )
+    if (mode := kept["mode"]) != 0:
+        raise UserError(f"{who} is in mode {mode}, not 0 (position): set its register 33 to 0")
+    if volts < (least := kept["min_voltage"] / 10):
+        raise UserError(
+            f"{who} has {volts:g} V, it needs {least:g}: switch the arm's supply on or give it a stronger one"
+        )
+
+
+def _goal_at(name: str, joint: Joint, here: int) -> int:
+    low, high = joint.range
+    if not low - OUTSIDE_TICKS <= here <= high + OUTSIDE_TICKS:
+        raise UserError(
+            f"{name} stands at {joint.angle(here):.3f} {joint.unit}, outside {joint.angle(low):.3f} to "
+            f"{joint.angle(high):.3f}: move it inside by hand, then enable"
+        )
+    return min(max(here, low), high)
 
 
 def _inwards(joint: Joint, low: float, high: float) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from itertools import count
 
 from polyarm.real_robot.arm import ReadFailed
-from polyarm.real_robot.sts_table import BLOCK, BLOCK_SIZE, REGISTERS
+from polyarm.real_robot.sts_table import BLOCK, BLOCK_SIZE, REGISTERS, SRAM
 from polyarm.real_robot.wire import BAUD, Wire
 
 PING, READ, WRITE, REG_WRITE, ACTION, SYNC_READ, SYNC_WRITE = 1, 2, 3, 4, 5, 0x82, 0x83
@@ -78,6 +78,13 @@ class Bus:
     def read(self, motor: int, name: str) -> int:
         register = REGISTERS[name]
         return register.decode(self._ask(motor, READ, bytes([register.address, register.size]), register.size))
+
+    def kept(self, motor: int) -> dict[str, int]:
+        """All that the motor keeps without power, in one exchange."""
+        data = self._ask(motor, READ, bytes([0, SRAM]), SRAM)
+        return {
+            name: r.decode(data[r.address : r.address + r.size]) for name, r in REGISTERS.items() if r.address < SRAM
+        }
 
     def write(self, motor: int, name: str, value: int) -> None:
         """And wait for the motor to say that it has it. Written twice is written once."""

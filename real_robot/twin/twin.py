@@ -154,6 +154,12 @@ class Twin:
     def registers(self, motor: int) -> dict[str, Any]:
         return {name: self._servo(motor).get(name) for name in REGISTERS}
 
+    def write(self, motor: int, register: str, value: int) -> None:
+        """As another program once did over the bus, read-only ones too."""
+        if register not in REGISTERS:
+            raise unknown("register", register, REGISTERS)
+        self._servo(motor).set(register, value)
+
     def log(self, clear: bool = True) -> dict[str, Any]:
         """What hosts wrote to goals and torques, with the clock."""
         found = [[w.t_ns, w.motor, w.what, w.value] for w in self.line.log]
@@ -177,6 +183,7 @@ class Twin:
 DEEDS: dict[str, Callable[..., dict[str, Any] | None]] = {
     name: getattr(Twin, name)
     for name in (
-        "reset", "truth", "trouble", "heat", "force", "supply", "freeze", "swap", "remove", "become", "registers", "log", "counts",
+        "reset", "truth", "trouble", "heat", "force", "supply", "freeze", "swap", "remove", "become",
+        "registers", "write", "log", "counts",
     )
 }  # fmt: skip

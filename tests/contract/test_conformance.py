@@ -259,6 +259,44 @@ def test_conformance_limp_falls_and_takes_no_goal(kind):
         assert np.abs(np.subtract(r.truth()["q"], POSES[1])).max() > 0.1
 
 
+def test_conformance_stops_reach_those_that_answer():
+    with rig("unix", slack_ms=300) as r:
+        r.arm.open()
+        r.arm.enable()
+        r.arm.bus.slack_s = 0.02
+        r.remote("trouble", drop=1.0)
+        r.written()
+        r.arm.stop(Stop.HOLD)
+        assert not r.written()  # the motors hold what they were last told
+        r.remote("trouble", drop=0.0)
+        r.remote("remove", motor=2)
+        r.arm.bus.slack_s = 0.3
+        with pytest.raises(ReadFailed, match="^shoulder_lift did not confirm"):
+            r.arm.stop(Stop.LIMP)
+        r.advance()
+        assert r.truth()["torque"] == [0, 1, 0, 0, 0, 0]
+
+
+def test_conformance_an_enable_that_fails_leaves_the_arm_limp():
+    with rig("unix") as r:
+        r.arm.open()
+        write = r.arm.bus.write
+
+        def fails(motor, name, value):
+            if (motor, name) == (6, "torque"):
+                raise ReadFailed("no reply of motor 6")
+            write(motor, name, value)
+
+        r.arm.bus.write = fails
+        with pytest.raises(ReadFailed):
+            r.arm.enable()
+        r.advance()
+        assert r.truth()["torque"] == [0.0] * 6
+        r.arm.command(HOME)
+        r.advance()
+        assert r.truth()["torque"] == [0.0] * 6
+
+
 # who is there
 
 
@@ -276,6 +314,7 @@ REFUSALS = {
     "little power": ([("supply", {"volts": 3.5})], "has 3.5 V, it needs 4"),
     "another motor": ([("become", {"motor": 6, "model": 2825})], r"motor 6 \(gripper\) is of model 2825"),
     "old firmware": ([("become", {"motor": 1, "firmware": "2.9"})], "has firmware 2.9, 3.x is expected"),
+    "a wheel": ([("write", {"motor": 5, "register": "mode", "value": 1})], "is in mode 1, not 0"),
     "two firmwares": ([("become", {"motor": 1, "firmware": "3.10"})], "differ in firmware"),
 }
 
@@ -308,18 +347,14 @@ def test_conformance_refuses_another_arms_calibration(changed):
 
 def test_conformance_a_calibration_is_installed_for_good():
     with rig("unix") as r:
-        r.arm.open()
-        r.arm.close()
         arm = So101(r.arm.port, other(range=(1100, 2900), homing=40), slack_ms=2000)
-        r.arm.calibration, r.arm.joints = arm.calibration, arm.joints
-        r.arm._same = lambda: None
-        r.arm.open()
-        r.arm.install()
-        r.arm.close()
+        arm.install()
         r.remote("supply", volts=0.0)
         r.remote("supply")
         arm.open()
         arm.close()
+        with pytest.raises(UserError, match="carries range"):
+            r.arm.open()
 
 
 @wired

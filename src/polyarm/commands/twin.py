@@ -83,7 +83,7 @@ COMMAND = Command(
     "  reset seed, truth, log, counts, registers motor, advance dt_ns sent\n"
     "  trouble drop corrupt late (shares), drop_next corrupt_next late_next (how many), late_ms, mute\n"
     "  heat motor celsius, force motor bits, supply volts, freeze on, unplug, plug, remove motor, swap motor other,\n"
-    "  become motor model firmware\n"
+    "  become motor model firmware, write motor register value\n"
     "It was never held against hardware: it does what the motors' tables and data sheet say.\n",
     order=80,
     takes=Takes(place="an arm, a path and settings", settings=False, switches=("--pty", "--unix", "--lockstep")),
