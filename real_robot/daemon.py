@@ -11,10 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 from polyarm.real_robot import pages
-from polyarm.real_robot.armd import Station
 from polyarm.real_robot.link import ArmStopped, Seen
 from polyarm.real_robot.plan import Chunk
 from polyarm.real_robot.states import MOVES, State
+from polyarm.real_robot.station import Station
 from polyarm.spec import UserError
 
 ANSWER_S = 5.0

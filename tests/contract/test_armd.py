@@ -18,11 +18,13 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from polyarm.real_robot import armd, pages
-from polyarm.real_robot.armd import Desk, Station, build_loop
+from polyarm.real_robot import pages
+from polyarm.real_robot import station as stations
+from polyarm.real_robot.armd import Desk
 from polyarm.real_robot.daemon import Daemon
 from polyarm.real_robot.plan import Chunk
 from polyarm.real_robot.realtime import Late, Ticks
+from polyarm.real_robot.station import Station, build_loop
 from polyarm.real_robot.world import RobotWorld
 from polyarm.spec import ActionSpace, ObsSpace, Spec, Stream, UserError
 from tests.fake_arm import SPEC, FakeArm
@@ -161,10 +163,10 @@ def test_a_hand_takes_over_and_the_latch_stops(station):
     assert lock.tick() == "HOLD"
     hand.say({"q": ["x"]}, lock.now)
     assert lock.tick() == "HOLD"
-    armd.press(station.name, "the pedal")
+    stations.press(station.name, "the pedal")
     assert lock.tick() == "ESTOP" and lock.loop.why == "the pedal"
     assert "release it first" in lock.act("clear")
-    armd.release(station.name)
+    stations.release(station.name)
     assert lock.act("clear") == "" and lock.act("enable") == "" and lock.loop.state == "HOLD"
 
 
@@ -173,11 +175,11 @@ def test_two_cannot_own_one_arm(station, tmp_path):
     port = tmp_path / "tty"
     port.touch()
     (tmp_path / "link").symlink_to(port)
-    first = armd.own(Station("one", {"port": str(port)}))
+    first = stations.own(Station("one", {"port": str(port)}))
     with pytest.raises(UserError, match="another process"):
-        armd.own(Station("two", {"port": str(tmp_path / "link")}))
+        stations.own(Station("two", {"port": str(tmp_path / "link")}))
     os.close(first)
-    os.close(armd.own(Station("two", {"port": str(tmp_path / "link")})))
+    os.close(stations.own(Station("two", {"port": str(tmp_path / "link")})))
     for path in pages.FOLDER.glob(f"polyarm-*{tmp_path.name}*"):
         path.unlink()
 
@@ -219,7 +221,7 @@ while True:
 
 STARTER = """
 import json, sys, time
-from polyarm.real_robot.armd import Station
+from polyarm.real_robot.station import Station
 from polyarm.real_robot.daemon import Daemon
 daemon = Daemon(Station(**json.loads(sys.argv[1])))
 daemon.enable()
