@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import subprocess
 import sys
@@ -25,30 +24,8 @@ LIMITS = {
     "floor_m": 0.02,
     "lag": [0.5] * 5 + [1.0],
 }
-HOME = (0.0, -0.3, 0.4, 1.2, 0.0, 0.015)
 JOINTS = tuple(calibration.so101().joints.values())
-POLICY = "import sys; from polyarm.real_robot.rig import policy; policy(*sys.argv[1:])"
 MOVING_RAD_S = 0.05
-
-
-def policy(name: str, kind: str = "sine") -> None:
-    """A policy in a process of its own: eight rows ahead every 100 ms, and sums in between as a network would do. `kind`: what
-    every third chunk holds."""
-    page = pages.Writer(f"{name}.policy", 65536)
-    began, number = time.monotonic_ns(), 0
-    while True:
-        now, number = time.monotonic_ns(), number + 1
-        times = [(now + k * 50_000_000 - began) / 1e9 for k in range(8)]
-        rows = [
-            [0.7 * math.sin(2.5 * t), *(h + 0.15 * math.sin(2 * t + j) for j, h in enumerate(HOME[1:5])), 0.015]
-            for t in times
-        ]
-        if number % 3 == 2 and kind != "sine":
-            rows = [[math.nan if kind == "nan" else 50.0 * (-1) ** number] * 6] * 8
-        page.say({"number": number, "seen_ns": now, "t_ns": now, "dt_ns": 50_000_000, "rows": rows})
-        while time.monotonic_ns() - now < 100_000_000:
-            sum(math.sqrt(k) for k in range(20_000))
-            page.again()
 
 
 class Rig:
@@ -68,6 +45,7 @@ class Rig:
             os.sched_setscheduler(self.twin.pid, os.SCHED_FIFO, os.sched_param(65))
         self.remote = Remote(self.port)
         stack.callback(self.remote.close)
+        stack.callback(lambda: [path.unlink() for path in pages.FOLDER.glob(f"polyarm-*{folder.name}*")])
         arm = {"_target_": "polyarm.real_robot.feetech.So101", "port": self.port, "calibration": str(file)}
         self.station = Station(self.name, arm, LIMITS, "polyarm.real_robot.body.so101_body", "lead", linger_s=5.0)
 
@@ -90,9 +68,9 @@ class Rig:
 
     @contextmanager
     def policy(self, daemon: Daemon, kind: str = "sine") -> Iterator[subprocess.Popen[bytes]]:
-        child = subprocess.Popen([sys.executable, "-c", POLICY, self.name, kind])
+        child = subprocess.Popen([sys.executable, "-m", "polyarm.real_robot.puppet", self.name, kind])
         try:
-            until(lambda: daemon.status()["state"] == "RUN", 20)
+            until(lambda: daemon.status()["state"] == "RUN", 60)
             time.sleep(1.0)
             self.remote("log")
             yield child
