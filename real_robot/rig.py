@@ -45,9 +45,13 @@ class Rig:
             os.sched_setscheduler(self.twin.pid, os.SCHED_FIFO, os.sched_param(65))
         self.remote = Remote(self.port)
         stack.callback(self.remote.close)
-        stack.callback(lambda: [path.unlink() for path in pages.FOLDER.glob(f"polyarm-*{folder.name}*")])
+        stack.callback(self._tidy, folder.name)
         arm = {"_target_": "polyarm.real_robot.feetech.So101", "port": self.port, "calibration": str(file)}
         self.station = Station(self.name, arm, LIMITS, "polyarm.real_robot.body.so101_body", "lead", linger_s=5.0)
+
+    def _tidy(self, folder: str) -> None:
+        for path in pages.FOLDER.glob(f"polyarm-*{folder}*"):
+            path.unlink()
 
     @contextmanager
     def enabled(self) -> Iterator[Daemon]:
