@@ -3,7 +3,7 @@ PY := .venv/bin/python
 export OMP_NUM_THREADS ?= 1
 unexport PYTHONDONTWRITEBYTECODE  # many processes start, and each would compile all that it imports
 
-.PHONY: demo test test-slow lint setup
+.PHONY: demo test test-slow test-timing lint setup
 
 demo: setup
 	.venv/bin/polyarm demo
@@ -13,6 +13,9 @@ test: lint
 
 test-slow: setup
 	$(PY) -m pytest -q -m slow
+
+test-timing: setup
+	$(PY) -m pytest -q -m timing
 
 lint: setup
 	.venv/bin/ruff check .

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 Row = tuple[float, ...]
 """A number a joint, in the order of `ArmSpec.joints`."""
@@ -62,6 +62,7 @@ class ArmState:
     """Fault bits a joint, as the motor says them; 0 is well."""
 
 
+@runtime_checkable
 class Arm(Protocol):
     """What every driver keeps; held by the conformance suite."""
 
