@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,16 +18,14 @@ PIXELS = 1 << 17
 class Episode:
     """An episode that is being written; `success` may be set until it is whole. Made by `Store.episode`."""
 
-    def __init__(
-        self, spec: Spec, success: bool, put: Callable[[Mapping[str, np.ndarray]], None], marks: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, spec: Spec, success: bool, put: Callable[[Mapping[str, np.ndarray]], None]) -> None:
         self.success, self.rows = success, 0
-        self._spec, self._marks, self._put, self._last_s = spec, marks, put, -np.inf
+        self._spec, self._put, self._last_s = spec, put, -np.inf
         self._dark = {s.name for s in spec.obs.streams if s.kind == "depth"}  # that measured nothing so far
 
     def add(self, arrays: Mapping[str, Any]) -> None:
         """The next rows: every stream of the spec, "action" and "time_s", `[t, ...]` each."""
-        rows = _checked(arrays, self._spec, self._marks, self.rows)
+        rows = _checked(arrays, self._spec, self.rows)
         _require_rising(rows[TIME_S], self._last_s, self.rows)
         self._dark -= {name for name in self._dark if rows[name].any()}
         self.rows, self._last_s = self.rows + len(rows[ACTION]), rows[TIME_S][-1]
@@ -51,19 +49,18 @@ def checked_episode(arrays: Mapping[str, Any], spec: Spec) -> dict[str, np.ndarr
     return taken
 
 
-def layout(spec: Spec, marks: Sequence[str] = ()) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+def layout(spec: Spec) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """{array: (shape of one row, dtype)}"""
     arrays = {s.name: (s.shape, np.dtype(s.dtype)) for s in spec.obs.streams}
-    for taken in (ACTION, TIME_S, *marks):
+    for taken in (ACTION, TIME_S):
         if taken in arrays:
             raise UserError(f"an observation stream is called {taken!r}: that name is taken, choose another")
-    arrays |= {ACTION: ((spec.action.width,), np.dtype("f4")), TIME_S: ((), np.dtype("f8"))}
-    return arrays | {name: ((), np.dtype("u1")) for name in marks}
+    return arrays | {ACTION: ((spec.action.width,), np.dtype("f4")), TIME_S: ((), np.dtype("f8"))}
 
 
-def _checked(arrays: Mapping[str, Any], spec: Spec, marks: Sequence[str], before: int) -> dict[str, np.ndarray]:
+def _checked(arrays: Mapping[str, Any], spec: Spec, before: int) -> dict[str, np.ndarray]:
     """The rows behind `before` others."""
-    want = layout(spec, marks)
+    want = layout(spec)
     for name in arrays:
         if name not in want:
             raise unknown("stream of an episode", name, want)

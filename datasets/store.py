@@ -3,7 +3,6 @@
     data/<stream>      [N, ...]     one array a stream, episodes end to end; float32, images uint8
     data/action        [N, d]       float32, raw units
     data/time_s        [N]          float64, measured, rising within an episode
-    data/<mark>        [N]          uint8, of those that the attribute "marks" names: what who demonstrated says beside what was seen
     meta/seed          [episodes]   int64
     meta/success       [episodes]   bool
     meta/episode_ends  [episodes]   int64, cumulative and exclusive
@@ -55,9 +54,7 @@ class Store:
         self._episode: Episode | None = None  # that is being written
         self.attributes, self._sealed = unseal(path / "zarr.json")
         self.spec = read_spec(self.attributes.pop("spec"), path / "zarr.json")
-        self.marks: tuple[str, ...] = tuple(self.attributes.pop("marks", ()))
-        """Of frames, beside the streams; no policy sees them."""
-        self._layout = layout(self.spec, self.marks)
+        self._layout = layout(self.spec)
         _require_millimetres(path, self.spec)
         ends = self._rows(ENDS)  # before the others: they are never shorter than what it says
         said = ends.all_chunks()
@@ -74,11 +71,9 @@ class Store:
         self._note("seed"), self._note("success")
 
     @classmethod
-    def create(cls, path: str | Path, spec: Spec, marks: Sequence[str] = (), **attributes: Any) -> Store:
-        """A new, empty store, open for writing. `marks`: names of numbers a frame beside the streams. Raises `UserError` if
-        there is anything at `path`."""
-        path, arrays = Path(path), layout(spec, marks)
-        attributes |= {"marks": list(marks)} if marks else {}
+    def create(cls, path: str | Path, spec: Spec, **attributes: Any) -> Store:
+        """A new, empty store, open for writing. Raises `UserError` if there is anything at `path`."""
+        path, arrays = Path(path), layout(spec)
         made = path.with_name(f".{path.name}.{os.getpid()}.partial")
         with _writing(path):
             try:
@@ -115,7 +110,7 @@ class Store:
             return store
 
     def append(self, arrays: Mapping[str, Any], seed: int, success: bool = True) -> None:
-        """One episode: every stream of the spec, "action", "time_s" and the marks, `[t, ...]` each. It is durable on return.
+        """One episode: every stream of the spec, "action" and "time_s", `[t, ...]` each. It is durable on return.
 
         Raises `UserError`, and leaves the store as it was, for a wrong name, shape, type or number, and for a disk that is
         full or cannot be written.
@@ -133,8 +128,7 @@ class Store:
         if self._episode:
             raise UserError(f"an episode of {self.path} is being written: finish it before the next")
         disk = Disk(self.path)
-        put = partial(self._put_rows, disk=disk)
-        self._episode = episode = Episode(self.spec, success, put, self.marks)
+        self._episode = episode = Episode(self.spec, success, partial(self._put_rows, disk=disk))
         try:
             yield episode
             episode.require_whole()
@@ -153,7 +147,7 @@ class Store:
         self.episode_ends = ends
 
     def stream(self, name: str) -> Rows:
-        """Rows of an observation stream, of "action", of "time_s" or of a mark; read when indexed."""
+        """Rows of an observation stream, of "action" or of "time_s"; read when indexed."""
         if name not in self._layout:
             raise unknown(f"stream of {self.path}", name, self._layout)
         return self._rows(f"data/{name}").upto(self.frames, f"the last episode ends at {self.frames}")
