@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 
 from polyarm.datasets.demos import ACTION, TIME_S, Demos
-from polyarm.datasets.store import Store, checked_episode
+from polyarm.datasets.episode import checked_episode
+from polyarm.datasets.store import Store
 from polyarm.progress import Bar
 from polyarm.spec import Spec, Stream, UserError
 from polyarm.streams import CHANNELS, actions, camera, depth, image, numbers, points, spec_of

@@ -43,11 +43,11 @@ class Demos(Protocol):
     def stream(self, name: str) -> Rows: ...
 
 
-def checked(what: str, x: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def checked(what: str, x: Any, shape: tuple[int, ...], dtype: np.dtype, before: int = 0) -> np.ndarray:
     """`x` as `[t, *shape]` of `dtype`. Raises `UserError` unless the shape is that and every number is finite.
 
     Integers and wider floats become float32; images and texts must be uint8 already, since 0..1 and 0..255 look alike, and depth
-    uint16, since metres and millimetres do.
+    uint16, since metres and millimetres do. `before`: rows that `x` lies behind, for the message.
     """
     x = np.asarray(x)
     if x.ndim == 0 or x.shape[1:] != shape:
@@ -66,7 +66,7 @@ def checked(what: str, x: Any, shape: tuple[int, ...], dtype: np.dtype) -> np.nd
     if dtype.kind == "f" and not np.isfinite(x).all():
         row = int(np.argmin(np.isfinite(x).reshape(len(x), -1).all(1)))
         raise UserError(
-            f"{what} holds {x[row].reshape(-1)[~np.isfinite(x[row].reshape(-1))][0]} in row {row}: "
+            f"{what} holds {x[row].reshape(-1)[~np.isfinite(x[row].reshape(-1))][0]} in row {before + row}: "
             "give finite numbers, or leave the episode out"
         )
     return x

@@ -10,12 +10,15 @@ import numpy as np
 
 from polyarm.datasets.demos import ACTION, Demos, Rows
 from polyarm.rotation import CHANNELS
-from polyarm.spec import ActionSpace, Scale, Spec, UserError, unknown
+from polyarm.spec import ActionSpace, Scale, Spec, Stream, UserError, unknown
+from polyarm.text import row_text
 
 TINY = 1e-4
 """A channel whose range (limits) or standard deviation (gaussian) is below this is constant."""
 BLOCK = 1 << 14
 """Rows read at a time."""
+MOST_TEXTS = 100
+"""Different texts of a stream; one with more is a language, and they are not listed."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,8 @@ def fit_spec(
     kinds: Mapping[str, str] | None = None,
     actions: Any = None,
 ) -> Spec:
-    """`spec` with the scale of every low-dim stream, of named points and of the action, fitted on these episodes only.
+    """`spec` with the scale of every low-dim stream, of named points and of the action, fitted on these episodes only, and with
+    the texts that the demonstrations hold.
 
     kinds: {stream or "action": kind} where one differs from `obs_kind` and `action_kind`. Images are not fitted. Rotations
     of length 1 (quaternions, 6D) stay as they are, as published. `actions`: the rows that policies learn, where they are not
@@ -107,8 +111,8 @@ def fit_spec(
     """
     kinds = kinds or {}
     for name in kinds:
-        if name not in (known := [*(s.name for s in spec.obs.streams if s.scaled), ACTION]):
-            raise unknown("stream to scale", name, known)
+        if name not in (scaled := [*(s.name for s in spec.obs.streams if s.scaled), ACTION]):
+            raise unknown("stream to scale", name, scaled)
     ends = demos.episode_ends
     seen = np.zeros(int(ends[-1]) if len(ends) else 0, bool)
     for i in episodes:
@@ -118,13 +122,25 @@ def fit_spec(
         rows = _Chosen(demos.stream(name), np.flatnonzero(seen)) if name != ACTION or actions is None else actions
         return fit(kinds.get(name, kind), rows, names, what, constant, as_is, f"+task.scales.{name}=identity")
 
-    streams = tuple(
-        replace(s, scale=fitted(s.name, s.names, obs_kind, f"stream {s.name!r}")) if s.scaled else s
-        for s in spec.obs.streams
-    )
+    def known(s: Stream) -> Stream:
+        if s.kind == "text":
+            return replace(s, texts=texts(demos.stream(s.name)))
+        return replace(s, scale=fitted(s.name, s.names, obs_kind, f"stream {s.name!r}")) if s.scaled else s
+
+    streams = tuple(map(known, spec.obs.streams))
     scale = fitted(ACTION, spec.action.names, action_kind, "the action", unit_channels(spec.action))
     action = replace(spec.action, scale=scale)
     return replace(spec, obs=replace(spec.obs, streams=streams), action=action)
+
+
+def texts(rows: Rows) -> tuple[str, ...]:
+    """All that these rows hold, in order; () where they are more than `MOST_TEXTS`."""
+    found: set[bytes] = set()
+    for i in range(0, len(rows), BLOCK):
+        found |= {row.tobytes() for row in np.unique(rows[i : i + BLOCK], axis=0)}
+        if len(found) > MOST_TEXTS:
+            return ()
+    return tuple(sorted(row_text(np.frombuffer(row, np.uint8)) for row in found))
 
 
 class _Chosen:

@@ -3,7 +3,6 @@
     data/<stream>      [N, ...]     one array a stream, episodes end to end; float32, images uint8
     data/action        [N, d]       float32, raw units
     data/time_s        [N]          float64, measured, rising within an episode
-    data/<mark>        [N]          uint8, of those that the attribute "marks" names: what who demonstrated says beside what was seen
     meta/seed          [episodes]   int64
     meta/success       [episodes]   bool
     meta/episode_ends  [episodes]   int64, cumulative and exclusive
@@ -22,7 +21,8 @@ import os
 import shutil
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,18 +30,17 @@ import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from polyarm.camera import metres, require_rows
 from polyarm.datasets.chunks import ChunkRows, read_json
-from polyarm.datasets.demos import ACTION, TIME_S, Demos, Rows, checked, damaged, no_file, one_length, valid_ends
+from polyarm.datasets.demos import TIME_S, Demos, Rows, damaged, no_file, valid_ends
 from polyarm.datasets.disk import Disk, fsync, lock_folder
+from polyarm.datasets.episode import Episode, layout
+from polyarm.datasets.joined import Joined
 from polyarm.datasets.replay_buffer import guess
 from polyarm.datasets.seal import read_spec, seal, unseal
 from polyarm.spec import Spec, UserError, unknown
 
 CHUNK_BYTES = 1 << 17
 """Of raw data a chunk. An append rewrites the last chunk of each stream, so this bounds its cost; 96 px images: 4 frames."""
-PIXELS = 1 << 17
-"""Of an episode's depth that are looked at."""
 META: Mapping[str, np.dtype] = {"seed": np.dtype("i8"), "success": np.dtype("?"), "episode_ends": np.dtype("i8")}
 ENDS = "meta/episode_ends"
 
@@ -52,11 +51,10 @@ class Store:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._unlock: weakref.finalize | None = None  # a writer's lock
+        self._episode: Episode | None = None  # that is being written
         self.attributes, self._sealed = unseal(path / "zarr.json")
         self.spec = read_spec(self.attributes.pop("spec"), path / "zarr.json")
-        self.marks: tuple[str, ...] = tuple(self.attributes.pop("marks", ()))
-        """Of frames, beside the streams; no policy sees them."""
-        self._layout = _layout(self.spec, self.marks)
+        self._layout = layout(self.spec)
         _require_millimetres(path, self.spec)
         ends = self._rows(ENDS)  # before the others: they are never shorter than what it says
         said = ends.all_chunks()
@@ -73,14 +71,13 @@ class Store:
         self._note("seed"), self._note("success")
 
     @classmethod
-    def create(cls, path: str | Path, spec: Spec, marks: Sequence[str] = (), **attributes: Any) -> Store:
-        """A new, empty store, open for writing. `marks`: names of numbers a frame beside the streams. Raises `UserError` if there is anything at `path`."""
-        path, layout = Path(path), _layout(spec, marks)
-        attributes |= {"marks": list(marks)} if marks else {}
+    def create(cls, path: str | Path, spec: Spec, **attributes: Any) -> Store:
+        """A new, empty store, open for writing. Raises `UserError` if there is anything at `path`."""
+        path, arrays = Path(path), layout(spec)
         made = path.with_name(f".{path.name}.{os.getpid()}.partial")
         with _writing(path):
             try:
-                _write_empty(made, layout, json.loads(json.dumps({"spec": spec.to_json(), **attributes})))
+                _write_empty(made, arrays, json.loads(json.dumps({"spec": spec.to_json(), **attributes})))
                 made.rename(path)  # whole or not at all; an empty folder may be in its place
                 fsync(path.parent)
             except BaseException as e:
@@ -113,32 +110,44 @@ class Store:
             return store
 
     def append(self, arrays: Mapping[str, Any], seed: int, success: bool = True) -> None:
-        """One episode: every stream of the spec, "action", "time_s" and the marks, `[t, ...]` each. It is durable on return.
+        """One episode: every stream of the spec, "action" and "time_s", `[t, ...]` each. It is durable on return.
 
         Raises `UserError`, and leaves the store as it was, for a wrong name, shape, type or number, and for a disk that is
         full or cannot be written.
         """
+        with self.episode(seed, success) as episode:
+            episode.add(arrays)
+
+    @contextmanager
+    def episode(self, seed: int, success: bool = True) -> Iterator[Episode]:
+        """An episode in pieces, for what does not fit into memory: each goes to the disk with `Episode.add`. All of it is
+        durable when the `with` block ends, and none of it is there after an exception; `append` says what is refused.
+        """
         if self._unlock is None or not self._unlock.alive:
             raise UserError(f"{self.path} is not open for writing: open it with mode 'a'")
-        rows = checked_episode(arrays, self.spec, self.marks)
-        ends = np.append(self.episode_ends, self.frames + len(rows[ACTION]))
+        if self._episode:
+            raise UserError(f"an episode of {self.path} is being written: finish it before the next")
+        disk = Disk(self.path)
+        self._episode = episode = Episode(self.spec, success, partial(self._put_rows, disk=disk))
         try:
-            with _writing(self.path):
-                disk = Disk(self.path)
-                for name, x in rows.items():
-                    self._rows(f"data/{name}").extend(x, disk)
-                for name, value in (("seed", seed), ("success", success)):
-                    self._rows(f"meta/{name}").extend(np.array([value]), disk)
-                disk.settle()
-                self._put_end(ends, disk)
-                disk.settle()
-        except BaseException:  # half written, perhaps committed: only opening it again tells
-            self.close()
+            yield episode
+            episode.require_whole()
+        except BaseException:
+            self._forget_rows(episode)
             raise
+        finally:
+            self._episode = None
+        with self._settling():
+            for name, value in (("seed", seed), ("success", episode.success)):
+                self._rows(f"meta/{name}").extend(np.array([value]), disk)
+            disk.settle()
+            ends = np.append(self.episode_ends, self.frames + episode.rows)
+            self._put_end(ends, disk)
+            disk.settle()
         self.episode_ends = ends
 
     def stream(self, name: str) -> Rows:
-        """Rows of an observation stream, of "action", of "time_s" or of a mark; read when indexed."""
+        """Rows of an observation stream, of "action" or of "time_s"; read when indexed."""
         if name not in self._layout:
             raise unknown(f"stream of {self.path}", name, self._layout)
         return self._rows(f"data/{name}").upto(self.frames, f"the last episode ends at {self.frames}")
@@ -183,6 +192,29 @@ class Store:
     def _note(self, name: str) -> ChunkRows:
         return self._rows(f"meta/{name}").upto(len(self), f"there are {len(self)} episodes")
 
+    def _put_rows(self, rows: Mapping[str, np.ndarray], disk: Disk) -> None:
+        with self._settling():
+            for name, x in rows.items():
+                self._rows(f"data/{name}").extend(x, disk)
+
+    @contextmanager
+    def _settling(self) -> Iterator[None]:
+        """A block that writes. Where it fails something is half written, perhaps committed: only opening it again tells."""
+        if self._unlock is None or not self._unlock.alive:
+            raise UserError(f"{self.path} was closed while an episode was open: open it with mode 'a' and begin again")
+        try:
+            with _writing(self.path):
+                yield
+        except BaseException:
+            self.close()
+            raise
+
+    def _forget_rows(self, episode: Episode) -> None:
+        """Cut off the pieces of an episode that is given up; where that fails the next writer does it."""
+        if episode.rows and self._unlock is not None and self._unlock.alive:
+            with suppress(Exception), self._settling():
+                self._repair()
+
     def _repair(self) -> None:
         """What the one writer does first; it holds the lock."""
         for litter in self.path.rglob("*.partial"):  # files are written there before they are renamed
@@ -203,50 +235,6 @@ class Store:
         rows.resize(len(ends), disk)
 
 
-def _layout(spec: Spec, marks: Sequence[str] = ()) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-    """{array: (shape of one row, dtype)}"""
-    layout = {s.name: (s.shape, np.dtype(s.dtype)) for s in spec.obs.streams}
-    for taken in (ACTION, TIME_S, *marks):
-        if taken in layout:
-            raise UserError(f"an observation stream is called {taken!r}: that name is taken, choose another")
-    layout |= {ACTION: ((spec.action.width,), np.dtype("f4")), TIME_S: ((), np.dtype("f8"))}
-    return layout | {name: ((), np.dtype("u1")) for name in marks}
-
-
-def checked_episode(arrays: Mapping[str, Any], spec: Spec, marks: Sequence[str] = ()) -> dict[str, np.ndarray]:
-    layout = _layout(spec, marks)
-    for name in arrays:
-        if name not in layout:
-            raise unknown("stream of an episode", name, layout)
-    for name in layout:
-        if name not in arrays:
-            raise UserError(f"the episode has no {name!r}: give {', '.join(layout)}")
-    rows = {name: checked(f"{name!r}", arrays[name], *want) for name, want in layout.items()}
-    one_length((name, len(x)) for name, x in rows.items())
-    for stream in spec.obs.streams:
-        if stream.kind == "camera":
-            require_rows(rows[stream.name], repr(stream.name))
-        if stream.kind == "depth":
-            _require_depth(stream.name, rows[stream.name])
-    late = np.flatnonzero(np.diff(rows[TIME_S]) <= 0)
-    if late.size:
-        t = rows[TIME_S]
-        raise UserError(
-            f"'time_s' goes from {t[late[0]]:g} to {t[late[0] + 1]:g} s at row {late[0] + 1}: give the measured time, which rises"
-        )
-    return rows
-
-
-def _require_depth(name: str, x: np.ndarray) -> None:
-    """Refuse depth that measured nothing in all of an episode, and whole numbers that are no millimetres."""
-    if not x.any():
-        raise UserError(f"{name!r} is 0 in all {len(x)} rows, nothing was measured: check the camera, or leave it out")
-    try:
-        metres(x.reshape(1, -1)[:, :: max(1, x.size // PIXELS)], "mm")
-    except UserError as e:
-        raise UserError(f"{name!r}: {e}") from None
-
-
 def _require_millimetres(path: Path, spec: Spec) -> None:
     """Older stores held depth as float32."""
     for stream in spec.obs.streams:
@@ -260,10 +248,10 @@ def _require_millimetres(path: Path, spec: Spec) -> None:
             )
 
 
-def _write_empty(made: Path, layout: Mapping[str, tuple[tuple[int, ...], np.dtype]], said: dict[str, Any]) -> None:
+def _write_empty(made: Path, arrays: Mapping[str, tuple[tuple[int, ...], np.dtype]], said: dict[str, Any]) -> None:
     """A store without episodes, on the disk. `said`: its attributes."""
     root = zarr.create_group(made, zarr_format=3, overwrite=True)
-    for name, (row, dtype) in layout.items():
+    for name, (row, dtype) in arrays.items():
         rows = max(1, CHUNK_BYTES // (dtype.itemsize * max(1, int(np.prod(row)))))
         codecs = [_blosc(dtype), Crc32cCodec()]
         root.create_array(f"data/{name}", shape=(0, *row), chunks=(rows, *row), dtype=dtype, compressors=codecs)
@@ -298,9 +286,10 @@ def _writing(path: Path) -> Iterator[None]:
         ) from e
 
 
-def open_store(path: str | Path) -> Store:
-    """A store of polyarm's own, to read: what a task's `demos` name as their `_target_`."""
-    return Store.open(path)
+def open_store(path: str | Path, also: Sequence[str | Path] = ()) -> Demos:
+    """A store of polyarm's own, to read: what a task's `demos` name as their `_target_`. `also`: more of them, read as one."""
+    first = Store.open(path)
+    return Joined([first, *(Store.open(Path(more).expanduser()) for more in also)]) if also else first
 
 
 def open_path(path: str | Path) -> Demos:

@@ -20,6 +20,7 @@ from polyarm.sim.vector import ShardedVectorEnv
 from polyarm.sim.world import find, maker
 from polyarm.spec import Spec, UserError, require_actions, require_obs, unknown
 from polyarm.task import count_workers, world_kwargs
+from polyarm.text import row_text
 
 SUCCESS = ("ever", "last")
 """When an episode counts as solved: `is_success` at any of its steps, or at its last one (a task whose success can pass)."""
@@ -162,6 +163,9 @@ def _seat(
             mask[i], seeds[i] = True, row.seed
     if mask.any():
         obs, _ = worlds.reset(seed=seeds, options={"reset_mask": mask})
+        for name in [s.name for s in worlds.world_spec.obs.streams if s.kind == "text"][:1]:
+            for i in np.flatnonzero(mask).tolist():
+                rows[i].told = row_text(obs[name][i])
         agent.restart(mask, seeds, _goals(worlds, np.flatnonzero(mask).tolist()) if goals else None)
     return obs
 
@@ -188,6 +192,7 @@ class _Row:
 
     def begin(self, index: int, seed: int) -> None:
         self.index, self.seed, self.best, self.success = index, seed, 0.0, False
+        self.told: str | None = None
         self.actions: list[np.ndarray] = []
         self.energy: list[float] = []
 
@@ -200,5 +205,5 @@ class _Row:
         index, self.index = self.index, None
         assert index is not None
         energy = np.asarray(self.energy) if self.energy else None
-        outcome = Outcome(self.seed, self.success, self.best, len(self.actions))
+        outcome = Outcome(self.seed, self.success, self.best, len(self.actions), self.told)
         return index, Played(outcome, np.stack(self.actions), energy)

@@ -205,8 +205,8 @@ def shoot(
         return []
     clips: list[tuple[Path, str]] = []
     some, success = choose(played, config.eval.videos), terms(config)["success"]
-    made = film(config, some, folder, success) if worlds.replays else recorded(worlds, some, folder)
-    attempt("clips", lambda: clips.extend(made), notes)  # those before one that fails stay
+    made = lambda: film(config, some, folder, success) if worlds.replays else recorded(worlds, some, folder)
+    attempt("clips", lambda: clips.extend(made()), notes)  # those before one that fails stay
     if not worlds.replays and not clips:
         _note(f"no clips: {config.task.env_id} does not promise that an episode can be played again", notes)
     return clips
@@ -353,11 +353,13 @@ def sources_said(folders: Sequence[Path], weights: Sequence[float], out: Path) -
 def tell(result: dict[str, Any], out: Path) -> None:
     low, high = result["interval"]
     shares = ", ".join(f"{name} {share:.2f}" for name, share in result.get("stages", {}).items())
-    report = out / "report.html"
+    measure, report = HEADLINE[result["measure"]], out / "report.html"
+    each = [f"{x[measure]:.3f} of {x['n']}: {told!r}" for told, x in result.get("instructions", {}).items()]
     print(
-        f"{result['measure']} {result[HEADLINE[result['measure']]]:.3f} on {seeds_said(result)}, "
+        f"{result['measure']} {result[measure]:.3f} on {seeds_said(result)}, "
         f"{result['interval_kind']} interval {low:.3f} to {high:.3f}"
         + (f"\nepisodes with at least n subtasks done: {shares}" if shares else "")
+        + "".join(f"\n  {line}" for line in each)
         + (f"\nreport: {report}" if report.exists() else f"\nresult: {out / place.RESULT}"),
         file=sys.stderr,
     )

@@ -19,18 +19,20 @@ RESAMPLES = 10_000
 
 @dataclass(frozen=True)
 class Outcome:
-    """One episode. `score`: its best reward, 0 to 1; `steps`: actions taken."""
+    """One episode. `score`: its best reward, 0 to 1; `steps`: actions taken; `told`: its instruction, None in a world without."""
 
     seed: int
     success: bool
     score: float
     steps: int
+    told: str | None = None
 
 
 def summary(outcomes: Sequence[Outcome], measure: str, level: float = 0.95, stages: int = 0) -> dict[str, Any]:
     """Success rate, mean score and the interval of the headline `measure` ("success" or "score") at `level`.
 
-    `stages`: of a world whose score is the share done of so many subtasks; adds how often at least 1, 2, ... were done.
+    `stages`: of a world whose score is the share done of so many subtasks; adds how often at least 1, 2, ... were done. Where episodes have
+    instructions, the headline of each different one is added.
 
     Plain data, ready for JSON. Refuses no episodes and repeated seeds: a seed played twice is one draw, not two.
     """
@@ -45,19 +47,37 @@ def summary(outcomes: Sequence[Outcome], measure: str, level: float = 0.95, stag
         twice = next(s for s in seeds if seeds.count(s) > 1)
         raise UserError(f"seed {twice} was played {seeds.count(twice)} times: give every episode its own seed")
     scores = np.array([o.score for o in outcomes], float)
+    told = sorted({o.told for o in outcomes if o.told is not None})
     wins, n = sum(o.success for o in outcomes), len(outcomes)
-    lo, hi = wilson(wins, n, level) if measure == "success" else bootstrap(scores, level)
+    lo, hi = _interval(outcomes, measure, level)
     return {
         "measure": measure,
         "success_rate": wins / n,
         "score": float(scores.mean()),
         **({"stages": at_least(scores, stages)} if stages else {}),
+        **(
+            {"instructions": {x: _headline([o for o in outcomes if o.told == x], measure, level) for x in told}}
+            if told
+            else {}
+        ),
         "n": n,
         "interval": [lo, hi],
         "interval_kind": f"{'Wilson' if measure == 'success' else 'bootstrap'} {100 * level:g} %",
         "seeds": seeds,
-        "per_seed": [asdict(o) for o in outcomes],
+        "per_seed": [{k: v for k, v in asdict(o).items() if v is not None} for o in outcomes],
     }
+
+
+def _interval(outcomes: Sequence[Outcome], measure: str, level: float) -> tuple[float, float]:
+    if measure == "success":
+        return wilson(sum(o.success for o in outcomes), len(outcomes), level)
+    return bootstrap(np.array([o.score for o in outcomes], float), level)
+
+
+def _headline(outcomes: Sequence[Outcome], measure: str, level: float) -> dict[str, Any]:
+    values = [o.success if measure == "success" else o.score for o in outcomes]
+    lo, hi = _interval(outcomes, measure, level)
+    return {HEADLINE[measure]: float(np.mean(values)), "n": len(values), "interval": [lo, hi]}
 
 
 def seeds_said(result: Mapping[str, Any]) -> str:

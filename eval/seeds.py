@@ -15,8 +15,8 @@ def demonstrated(tasks: Sequence[DictConfig], seeds: Sequence[int]) -> list[int]
     """Those of `seeds` that are in the demonstrations of one of these tasks; None where one's are not there to be asked. People
     demonstrate in no seed: the field's files hold none."""
     held: set[int] = set()
-    for task in tasks:
-        path = Path(str(task.demos.get("path")))
+    paths = [Path(str(p)).expanduser() for t in tasks for p in (t.demos.get("path"), *(t.demos.get("also") or ()))]
+    for path in paths:
         if (path / "zarr.json").is_file():
             try:
                 held |= set(Store.open(path).seeds.tolist())

@@ -4,134 +4,37 @@ It speaks through pages (`real_robot.pages`) that begin with the robot's name:
 
     NAME.state     writes   everything that is known of the arm, every tick
     NAME.policy    reads    a chunk; each write is a beat, and the writer's death ends what it planned
-    NAME.operator  reads    one act at a time: enable, hold, limp, clear, estop, close
+    NAME.operator  reads    one act at a time: enable, hold, go, limp, clear, estop, close
     NAME.hand      reads    where a person who holds the deadman switch wants the arm
     NAME.estop     reads    a file: while it exists the emergency stop is pressed; its text says by whom
 
-Run as `python -m polyarm.real_robot.armd JSON`, with what `Station` has.
+Run as `python -m polyarm.real_robot.armd JSON`, with what `station.Station` has.
 """
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import re
 import signal
 import sys
-from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
-from importlib import import_module
-from typing import Any
+from dataclasses import asdict
 
 from polyarm.real_robot import pages
-from polyarm.real_robot.arm import Arm, PortLost, ReadFailed, Row
-from polyarm.real_robot.limits import Limits
+from polyarm.real_robot.arm import PortLost, ReadFailed, Row
 from polyarm.real_robot.loop import Loop
-from polyarm.real_robot.plan import Chunk, Plan
+from polyarm.real_robot.plan import Chunk
 from polyarm.real_robot.realtime import Ticks, follow_parent, prioritise, settle
-from polyarm.real_robot.safety import Filter, Watch
-from polyarm.real_robot.states import ESTOP, FAULT, OFF, Ages
+from polyarm.real_robot.states import ESTOP, FAULT, OFF
+from polyarm.real_robot.station import Station, build_arm, build_loop, own
 from polyarm.spec import UserError, unknown
 
-ACTS = ("enable", "hold", "limp", "clear", "estop", "close")
+ACTS = ("enable", "hold", "go", "limp", "clear", "estop", "close")
 UNREADABLE = (ValueError, KeyError, TypeError, AttributeError, OverflowError)
 SLOW_NS = 2_000_000_000
 """How long an act may take: it asks every motor. Nothing moves meanwhile, and the supervisor waits for as long."""
 GRIP = 60
 """Real-time priority of the arm's process; cameras lie below, the supervisor above."""
-
-
-@dataclass(frozen=True)
-class Station:
-    """What the arm's process and its supervisor are started with; plain data. `arm`: a driver's `_target_` and arguments."""
-
-    name: str
-    arm: dict[str, Any]
-    limits: dict[str, Any] = field(default_factory=dict)
-    body: str = ""
-    """The function that makes the filter's `Body` of the limits."""
-    between: str = "hold"
-    grace_ms: float = 50.0
-    ages: dict[str, int] = field(default_factory=dict)
-    rate_hz: float = 0.0
-    """0: the arm's own."""
-    stale_ms: float = 100.0
-    """After how long without a tick the supervisor ends the arm's process and holds the arm itself."""
-    start_s: float = 60.0
-    linger_s: float = 60.0
-    """How long the arm is held for once whoever started this is gone."""
-
-    def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", self.name):
-            raise UserError(f"the robot's name {self.name!r} names files: give letters, digits, - and _")
-
-    def json(self) -> str:
-        return json.dumps(asdict(self))
-
-
-def named(target: str) -> Callable[..., Any]:
-    """What `module.name` names."""
-    module, _, name = target.rpartition(".")
-    try:
-        return getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as e:
-        raise UserError(f"{target} cannot be had ({e}): give module.name of a driver") from e
-
-
-def build_arm(station: Station) -> Arm:
-    given = dict(station.arm)
-    return named(given.pop("_target_"))(**given)
-
-
-def build_loop(station: Station, arm: Arm) -> Loop:
-    limits = Limits.of(arm.spec, **{k: _number(v) for k, v in station.limits.items()})
-    body = named(station.body)(limits) if station.body else None
-    guard = Filter(limits, 1 / (station.rate_hz or arm.spec.rate_hz), body)
-    watch = Watch(limits, arm.spec.joints, arm.explain)
-    plan = Plan(len(arm.spec.joints), station.between, int(station.grace_ms * 1e6))
-    return Loop(arm, plan, guard, watch, Ages(**station.ages), latched=lambda: pressed(station.name))
-
-
-def _number(x: Any) -> Any:
-    """yaml's and json's words for what has none."""
-    if isinstance(x, list):
-        return tuple(map(_number, x))
-    return float(x) if isinstance(x, int | float) or x in ("inf", "-inf") else x
-
-
-# The emergency stop: a file, so that a shell, a key or a pedal can press it.
-
-
-def pressed(name: str) -> str:
-    """Why it is; "" where it is not."""
-    try:
-        with open(pages.path_of(f"{name}.estop")) as file:
-            return file.readline().strip() or "it was pressed"
-    except OSError:
-        return ""
-
-
-def press(name: str, why: str) -> None:
-    pages.path_of(f"{name}.estop").write_text(why + "\n")
-
-
-def release(name: str) -> None:
-    pages.remove(f"{name}.estop")
-
-
-def own(station: Station) -> int:
-    """Hold the arm, so that no second process does: by its port where it has one. The kernel lets go with the process."""
-    where = str(station.arm.get("port") or station.name)
-    slug = re.sub(r"\W+", "-", os.path.realpath(where) if station.arm.get("port") else where).strip("-")[-100:]
-    fd = os.open(pages.path_of(f"{slug}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(fd)
-        raise UserError(f"the arm at {where} is driven by another process: end that one first") from None
-    return fd
 
 
 class Desk:
@@ -255,9 +158,9 @@ def run(station: Station, parent: int = 0) -> None:
         while loop.state is not OFF:
             now = ticks.wait()
             desk.take(now)
-            loop.tick(now)
             if asked:
                 _leave(loop, now)
+            loop.tick(now)
             desk.show(now, ticks)
     finally:
         desk.close()

@@ -11,10 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 from polyarm.real_robot import pages
-from polyarm.real_robot.armd import Station
 from polyarm.real_robot.link import ArmStopped, Seen
 from polyarm.real_robot.plan import Chunk
 from polyarm.real_robot.states import MOVES, State
+from polyarm.real_robot.station import Station
 from polyarm.spec import UserError
 
 ANSWER_S = 5.0
@@ -125,8 +125,8 @@ class Daemon:
     def _until(self, true: Callable[[], bool], seconds: float, what: str) -> None:
         end = time.monotonic() + seconds
         while not true():
-            gone = self.process.poll()
-            if gone is not None or time.monotonic() > end:
+            over = self.process.poll() is not None or time.monotonic() > end
+            if over and not true():  # it may have answered and gone
                 self._said.seek(0)
                 last = self._said.read().decode(errors="replace").strip().splitlines()[-1:]
                 raise UserError(last[0].removeprefix("polyarm: ") if last else f"the arm's process {what}")

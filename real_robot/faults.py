@@ -6,157 +6,35 @@ log of what was written and where its arm really was, never the driver's word. S
 
 from __future__ import annotations
 
-import math
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from polyarm.real_robot import calibration, pages
-from polyarm.real_robot.armd import Station
-from polyarm.real_robot.daemon import Daemon
-from polyarm.real_robot.so101 import SPEC
-from polyarm.real_robot.twin.server import Remote
+from polyarm.real_robot.rig import Rig, beyond
 from polyarm.spec import UserError, unknown
 
 SETTINGS = {"kills": 20.0, "takeovers": 5.0, "minutes": 10.0, "seconds": 60.0}
-LIMITS = {
-    "box_low_m": [-0.05, -0.35, 0.004],
-    "box_high_m": [0.42, 0.35, 0.5],
-    "floor_m": 0.02,
-    "lag": [0.5] * 5 + [1.0],
-}
-HOME = (0.0, -0.3, 0.4, 1.2, 0.0, 0.015)
-JOINTS = tuple(calibration.so101().joints.values())
-POLICY = "import sys; from polyarm.real_robot.faults import policy; policy(*sys.argv[1:])"
-MOVING_RAD_S = 0.05
-
-
-def policy(name: str, kind: str = "sine") -> None:
-    """A policy in a process of its own: eight rows ahead every 100 ms, and sums in between as a network would do. `kind`: what
-    every third chunk holds."""
-    page = pages.Writer(f"{name}.policy", 65536)
-    began, number = time.monotonic_ns(), 0
-    while True:
-        now, number = time.monotonic_ns(), number + 1
-        times = [(now + k * 50_000_000 - began) / 1e9 for k in range(8)]
-        rows = [
-            [0.7 * math.sin(2.5 * t), *(h + 0.15 * math.sin(2 * t + j) for j, h in enumerate(HOME[1:5])), 0.015]
-            for t in times
-        ]
-        if number % 3 == 2 and kind != "sine":
-            rows = [[math.nan if kind == "nan" else 50.0 * (-1) ** number] * 6] * 8
-        page.say({"number": number, "seen_ns": now, "t_ns": now, "dt_ns": 50_000_000, "rows": rows})
-        while time.monotonic_ns() - now < 100_000_000:
-            sum(math.sqrt(k) for k in range(20_000))
-            page.again()
-
-
-class Rig:
-    """A twin, and what is measured at it."""
-
-    def __init__(self, folder: Path, stack: ExitStack) -> None:
-        self.name = f"faults-{os.getpid()}"
-        self.port, file = str(folder / "so101"), folder / "calibration.yaml"
-        calibration.so101().save(file)
-        self.twin = subprocess.Popen(
-            [sys.executable, "-m", "polyarm.cli", "twin", "so101", "--unix", self.port], stdout=subprocess.DEVNULL
-        )
-        stack.callback(self.twin.wait)
-        stack.callback(self.twin.terminate)
-        until(lambda: os.path.exists(self.port), 60)
-        with suppress(PermissionError):
-            os.sched_setscheduler(self.twin.pid, os.SCHED_FIFO, os.sched_param(65))
-        self.remote = Remote(self.port)
-        stack.callback(self.remote.close)
-        arm = {"_target_": "polyarm.real_robot.feetech.So101", "port": self.port, "calibration": str(file)}
-        self.station = Station(self.name, arm, LIMITS, "polyarm.real_robot.body.so101_body", "lead", linger_s=5.0)
-
-    @contextmanager
-    def running(self, kind: str = "sine") -> Iterator[tuple[Daemon, subprocess.Popen[bytes]]]:
-        """The arm enabled, and following a policy that is a process of its own."""
-        daemon = Daemon(self.station)
-        daemon.yield_policy()
-        try:
-            daemon.release()
-            self.remote("reset", seed=0)
-            daemon.enable()
-            with self.policy(daemon, kind) as child:
-                yield daemon, child
-        finally:
-            daemon.close()
-
-    @contextmanager
-    def policy(self, daemon: Daemon, kind: str = "sine") -> Iterator[subprocess.Popen[bytes]]:
-        child = subprocess.Popen([sys.executable, "-c", POLICY, self.name, kind])
-        try:
-            until(lambda: daemon.status()["state"] == "RUN", 20)
-            time.sleep(1.0)
-            self.remote("log")
-            yield child
-        finally:
-            child.kill()
-            child.wait()
-
-    def rest_ms(self, since: int, seconds: float = 0.9) -> float:
-        """When the twin's arm moved last."""
-        last, before = since, self.remote("truth")
-        while time.monotonic_ns() < since + seconds * 1e9:
-            time.sleep(0.005)
-            truth = self.remote("truth")
-            dt = (truth["t_ns"] - before["t_ns"]) / 1e9
-            if any(abs(a - b) > MOVING_RAD_S * dt for a, b in zip(truth["q"][:5], before["q"][:5], strict=True)):
-                last = truth["t_ns"]
-            before = truth
-        return (last - since) / 1e6
-
-    def goals(self) -> list[tuple[int, tuple[float, ...]]]:
-        """(ns, joints) of every whole command that came over the wire since the last call."""
-        written = [(t, i, value) for t, i, what, value in self.remote("log")["written"] if what == "goal"]
-        rows = [written[k : k + 6] for k in range(0, len(written) - 5, 6)]
-        return [(row[0][0], tuple(j.angle(x[2]) for j, x in zip(JOINTS, row, strict=True))) for row in rows]
-
-
-def until(true: Callable[[], bool], seconds: float) -> None:
-    began = time.monotonic()
-    while not true():
-        if time.monotonic() > began + seconds:
-            raise UserError(f"the twin's arm did not get there within {seconds:g} s: give the machine less to do")
-        time.sleep(0.001)
-
-
-def beyond(rows: list[tuple[int, tuple[float, ...]]]) -> tuple[float, float]:
-    """How far commands went beyond the limits (rad or m), and their largest share of the velocity limit."""
-    out = max(max(low - q, q - high) for _, row in rows for q, low, high in zip(row, SPEC.low, SPEC.high, strict=True))
-    pairs = pairwise(rows)
-    fast = max(
-        abs(b - a) * SPEC.rate_hz / v for (_, x), (_, y) in pairs for a, b, v in zip(x, y, SPEC.velocity, strict=True)
-    )
-    return out, fast
-
-
 Row = tuple[str, str, str, bool]
 """fault, promise, measured, kept"""
 
 
 def policy_killed(rig: Rig, n: int) -> Iterator[Row]:
     last, rest, out, fast = [], [], [], []
-    with rig.running() as (daemon, child):
+    with rig.enabled() as daemon:
         for k in range(n):
-            with rig.policy(daemon) if k else ExitStack() as again:
-                victim = again if k else child
+            with rig.policy(daemon) as child:
                 time.sleep(0.2 + 0.61803 * k % 0.9)
                 killed = time.monotonic_ns()
-                victim.kill()
-                victim.wait()
+                child.kill()
+                child.wait()
                 rest.append(rig.rest_ms(killed))
                 goals = rig.goals()
                 changes = [t for (_, before), (t, q) in pairwise(goals) if q != before and t > killed]
@@ -177,22 +55,20 @@ def policy_killed(rig: Rig, n: int) -> Iterator[Row]:
 def owner_lost(rig: Rig, n: int, number: signal.Signals) -> Iterator[Row]:
     held, rest = [], []
     for k in range(n):
-        with rig.running() as (daemon, _):
+        with rig.running() as daemon:
             time.sleep(0.1 * k % 0.5)
             owner = int(Path(f"/proc/{daemon.process.pid}/task/{daemon.process.pid}/children").read_text().split()[0])
             lost = time.monotonic_ns()
             os.kill(owner, number)
             rest.append(rig.rest_ms(lost))
-            until(lambda: daemon.status()["state"] == "FAULT", 5)
-            goals = rig.goals()
-            quiet = max(pairwise(goals), key=lambda pair: pair[1][0] - pair[0][0])[1][0]
-            held.append((quiet - lost) / 1e6)
+            rig.fault(daemon)
+            held.append((rig.goals()[-1][0] - lost) / 1e6)  # the supervisor writes goals once
     yield f"{number.name} of armd x{n}", "the supervisor holds <= 300 ms", spread(held), max(held) <= 300
     yield "", "arm at rest <= 420 ms", spread(rest), max(rest) <= 420
 
 
 def noisy_wire(rig: Rig, minutes: float, **trouble: float) -> Iterator[Row]:
-    with rig.running() as (daemon, _):
+    with rig.running() as daemon:
         rig.remote("trouble", **trouble)
         states, ages, errors, end = set(), [], [], time.monotonic() + 60 * minutes
         while time.monotonic() < end:
@@ -221,10 +97,10 @@ def alarms(rig: Rig) -> Iterator[Row]:
         ("overheat bit", "force", {"motor": 2, "bits": 4}, 30.0),
         ("cable pulled", "unplug", {}, 20.0),
     ):
-        with rig.running() as (daemon, _):
+        with rig.running() as daemon:
             began = time.monotonic()
             rig.remote(deed, **given)
-            until(lambda daemon=daemon: daemon.status()["state"] == "FAULT", 5)
+            rig.fault(daemon)
             took = 1e3 * (time.monotonic() - began)
             why = daemon.status()["why"]
             rig.remote("plug") if deed == "unplug" else rig.remote("force", motor=2, bits=0)
@@ -244,7 +120,7 @@ def chunks(rig: Rig, kind: str) -> Iterator[Row]:
 
 
 def lateness(rig: Rig, seconds: float) -> Iterator[Row]:
-    with rig.running() as (daemon, _):
+    with rig.running() as daemon:
         time.sleep(seconds)
         said = daemon.status()
     late = said["late_ms"]

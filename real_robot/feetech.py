@@ -74,7 +74,9 @@ class So101:
             self._on = all(self._read_all("torque"))
         except ReadFailed as error:
             self.close()
-            raise UserError(f"{self.port}: {error} while it was asked who it is: check the arm's cables, then its supply") from None
+            raise UserError(
+                f"{self.port}: {error} while it was asked who it is: check the arm's cables, then its supply"
+            ) from None
         except PortLost as error:
             self.close()
             raise UserError(f"{error.args[-1]}: check the cable, and that no other process has it") from None

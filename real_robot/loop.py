@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from polyarm.real_robot.arm import Arm, ArmState, PortLost, ReadFailed, Row, Stop
+from polyarm.real_robot.eyes import Eyes, require_inside
 from polyarm.real_robot.plan import Chunk, Plan
 from polyarm.real_robot.safety import Guard, Watch
 from polyarm.real_robot.states import (
@@ -29,6 +30,8 @@ from polyarm.real_robot.states import (
 )
 from polyarm.spec import UserError
 
+TOLD = "told to hold"
+
 
 class Loop:
     """`latched`: why the emergency stop is pressed, "" if it is not. `at_stop`: what the arm does once it came to rest in ESTOP."""
@@ -41,8 +44,7 @@ class Loop:
         self.latched, self.at_stop = latched, at_stop
         self.state, self.why = OFF, ""
         self.counts: Counter[str] = Counter()
-        self.seen: ArmState | None = None
-        self.seen_ns = 0
+        self.eyes = Eyes(arm, self.counts)
         self.sent: Row | None = None
         """The last command; None where the arm is not enabled."""
         self.stopped_by = ""
@@ -51,17 +53,15 @@ class Loop:
         self._hand: tuple[int, Row] | None = None
         self._free_ns = 0
         self._held = ""
-        self._gone = self._settled = False
-        spec = arm.spec
-        self._speed = tuple(1.5 * v / 1e9 for v in spec.velocity)
-        self._slack = tuple(1.5 * v / spec.rate_hz + 0.005 * (b - a) for v, a, b in zip(spec.velocity, spec.low, spec.high, strict=True))  # fmt: skip
+        self._gone = self._settled = self._paused = False
 
     # What a person does. Refused with a UserError where the state does not allow it.
 
     def open(self, now: int) -> None:
         require_may("open", self.state)
         self.arm.open()
-        self.seen, self.seen_ns, self._gone = None, now, False
+        self.eyes.forget(now)
+        self._gone = False
         self._to(LIMP, "opened")
 
     def enable(self, now: int) -> None:
@@ -69,23 +69,31 @@ class Loop:
         require_may("enable", self.state)
         if self.stopped_by:
             raise UserError(f"the arm is stopped ({self.stopped_by}): see to it, clear it, then enable")
-        self.seen = None
-        self._require_inside(self._first(now))
+        self.eyes.forget(now)
+        require_inside(self.eyes.first(now), self.arm.spec)
         self.arm.enable()
-        state = self._first(now)
+        state = self.eyes.first(now)
         self.guard.start(state.q)
         if self.watch:
             self.watch.start()
-        self.sent, self._held, self._settled, self._hand = state.q, "", False, None
+        self.sent, self._held, self._hand = state.q, "", None
+        self._settled = self._paused = False
         self.plan.begin()
         self._stand(now)
         self._to(HOLD, "enabled")
 
     def hold(self, now: int) -> None:
-        """Brake; what was planned is forgotten, and only what is planned from now on runs."""
+        """Brake, and stay so whatever is planned until told to go on; a person's hand may move it."""
         self._stand(now)
+        self._paused = True
         if self.state in (RUN, TELEOP):
-            self._to(HOLD, "told to hold")
+            self._to(HOLD, TOLD)
+
+    def go(self, now: int) -> None:
+        """What is observed from now on runs again."""
+        require_may("go", self.state)
+        self._stand(now)
+        self._paused = False
 
     def limp(self) -> None:
         """Torque off: the arm falls."""
@@ -106,8 +114,8 @@ class Loop:
             self.arm.close()
             self.arm.open()
             self._gone = False
-        self.seen = None
-        state = self._first(now)
+        self.eyes.forget(now)
+        state = self.eyes.first(now)
         if any(state.status):
             raise UserError(f"the arm says {self.arm.explain(state.status)}: see to it, then clear again")
         self.stopped_by = ""
@@ -166,34 +174,23 @@ class Loop:
             self._move(now)
 
     def look(self, now: int) -> None:
-        """Read, and believe it if a joint can have come there since. A late reply whose checksum is right is caught by that."""
-        if self._gone:
-            return
-        try:
-            state = self.arm.read()
-        except ReadFailed:
-            self.counts["reads that failed"] += 1
-            return
-        except PortLost as e:
-            return self._lose(e)
-        since = max(now - self.seen_ns, 0)
-        if self.seen is not None and state.t_ns <= self.seen.t_ns:
-            self.counts["states that came again"] += 1
-        elif self.seen is not None and not self._near(state, self.seen, since):
-            self.counts["states that cannot be"] += 1
-        else:
-            self.seen, self.seen_ns = state, now
+        """Read, and believe it if it can be."""
+        if not self._gone:
+            try:
+                self.eyes.look(now)
+            except PortLost as e:
+                self._lose(e)
 
-    def age_ns(self, now: int) -> int:
-        """Of what is known of the arm."""
-        return now - self.seen_ns
+    @property
+    def seen(self) -> ArmState | None:
+        return self.eyes.seen
 
-    def _near(self, state: ArmState, before: ArmState, since: int) -> bool:
-        rows = zip(state.q, before.q, self._speed, self._slack, strict=True)
-        return all(abs(a - b) <= v * since + slack for a, b, v, slack in rows)  # nan is not near
+    @property
+    def seen_ns(self) -> int:
+        return self.eyes.seen_ns
 
     def _judge(self, now: int) -> None:
-        age = self.age_ns(now)
+        age = self.eyes.age_ns(now)
         if age > self.ages.lost_ns:
             return self._end(
                 FAULT, f"nothing believable was read for {age / 1e6:.0f} ms: check the cable and the power"
@@ -218,7 +215,7 @@ class Loop:
         driven = hand is not None and now - hand[0] <= self.ages.hand_ns
         if driven or self.state is TELEOP:
             self._stand(now)  # nothing that was seen up to now may run later
-        age = self.age_ns(now)
+        age = self.eyes.age_ns(now)
         if age > self.ages.stale_ns:
             return HOLD, None, f"the state is {age / 1e6:.0f} ms old"
         if self._held:
@@ -227,6 +224,8 @@ class Loop:
             return TELEOP, hand[1], "a person moves it"
         if self.state is TELEOP:
             return HOLD, None, "the person let go"
+        if self._paused:
+            return HOLD, None, TOLD
         if self._beat_ns is None or now - self._beat_ns > self.ages.beat_ns:
             return HOLD, None, "the policy says nothing"
         goal = self.plan.goal(now)
@@ -267,27 +266,6 @@ class Loop:
     def _stand(self, now: int) -> None:
         self.plan.clear()
         self._free_ns = now
-
-    def _first(self, now: int, tries: int = 5) -> ArmState:
-        """A reading that is believed because the next one agrees, or because it agrees with the one before."""
-        for _ in range(tries):
-            before = self.seen
-            try:
-                state = self.arm.read()
-            except ReadFailed:
-                continue
-            self.seen, self.seen_ns = state, now
-            if before is not None and self._near(state, before, 0):
-                return state
-        raise UserError(f"{tries} reads of the arm gave no two that agree: check the cable and the power")
-
-    def _require_inside(self, state: ArmState) -> None:
-        spec = self.arm.spec
-        for joint, unit, q, low, high in zip(spec.joints, spec.units, state.q, spec.low, spec.high, strict=True):
-            if not low - 0.05 * (high - low) <= q <= high + 0.05 * (high - low):
-                raise UserError(
-                    f"{joint} stands at {q:.3f} {unit}, its limits are {low:.3f} to {high:.3f}: move it there by hand, or calibrate"
-                )
 
     def _to(self, state: State, why: str) -> None:
         if state is not self.state:

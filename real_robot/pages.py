@@ -12,6 +12,7 @@ import json
 import mmap
 import os
 import struct
+import tempfile
 import time
 import zlib
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 
 from polyarm.spec import UserError
 
-FOLDER = Path("/dev/shm")
+FOLDER = Path("/dev/shm") if os.path.isdir("/dev/shm") else Path(tempfile.gettempdir())
 HEAD = struct.Struct("@8sqQ")
 """What it is, bytes of a slot's payload, and the number of the newest value."""
 SLOT = struct.Struct("@QqII")

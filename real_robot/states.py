@@ -39,6 +39,7 @@ GOES: dict[State, frozenset[State]] = {
 MAY: dict[str, frozenset[State]] = {
     "open": frozenset({OFF}),
     "enable": frozenset({LIMP, FAULT, ESTOP}),
+    "go": frozenset({HOLD}),
     "limp": frozenset({HOLD, FAULT, ESTOP}),
     "close": frozenset({LIMP, HOLD, FAULT, ESTOP}),
 }

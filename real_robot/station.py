@@ -1,195 +1,112 @@
-"""A station: an arm with its port, limits, rates and cameras, as a file of `configs/robot` says it; `robot=NAME` names the file,
-`robot.port=...` changes a line of it."""
+"""What an arm's processes are started with, and what they make of it; the emergency stop; who owns the arm."""
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import Field, dataclass, field, fields, replace
-from math import inf
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from importlib import import_module
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from polyarm.config import part
-from polyarm.ranges import NULL, Rule, any_of, mapping, number, require, several, text, words
-from polyarm.real_robot import calibration
-from polyarm.real_robot.armd import Station, named
-from polyarm.real_robot.calibration import Number
+from polyarm.real_robot import pages
+from polyarm.real_robot.arm import Arm
 from polyarm.real_robot.limits import Limits
+from polyarm.real_robot.loop import Loop
+from polyarm.real_robot.plan import Plan
+from polyarm.real_robot.safety import Filter, Watch
 from polyarm.real_robot.states import Ages
-from polyarm.spec import UserError, unknown
-
-START_S = 120.0
-"""For a twin to load its model, on a machine that has much to do."""
-AGES = tuple(f.name.removesuffix("_ns") for f in fields(Ages))
-RULES: dict[str, Rule] = {
-    "name": text("a name of letters, digits, - and _"),
-    "driver": text("the dotted name of a driver, such as polyarm.real_robot.feetech.So101"),
-    "port": any_of(text("a serial port, such as /dev/ttyACM0"), NULL),
-    "calibration": any_of(text("the arm's calibration file"), NULL),
-    "options": mapping("{name: value} of the driver"),
-    "clock": words("wall", "lockstep"),
-    "estimator": any_of(words("twin", "sim"), NULL),
-    "at_end": words("hold", "limp"),
-    "rate_hz": number(1, 1000),
-    "between": words("lead", "hold"),
-    "grace_ms": number(0, 1000),
-    "ages_ms": mapping("{stale: ..., lost: ..., beat: ..., hand: ...}"),
-    "stale_ms": number(10, 10_000),
-    "linger_s": number(0, 86_400),
-    "action_hz": number(above=0, high=1000),
-    "episode_s": number(above=0, high=86_400),
-    "home": any_of(several(number(), "a number a joint"), NULL),
-    "home_rad_s": number(above=0, high=10),
-    "limits": mapping("{name: value}, such as {floor_m: 0.02}"),
-    "body": any_of(text("the dotted name of a function that makes the filter's model of the arm"), NULL),
-    "cameras": mapping("{name: {_target_: polyarm.real_robot.camera.OpenCV, ...}}"),
-}
-
-LIMIT = Rule("a number, .inf for no limit", lambda x: x if x in (inf, -inf) else number().take(x))
+from polyarm.spec import UserError
 
 
 @dataclass(frozen=True)
-class Robot:
-    """Plain data; what each line means stands in configs/robot/so101.yaml."""
+class Station:
+    """What the arm's process and its supervisor are started with; plain data. `arm`: a driver's `_target_` and arguments."""
 
     name: str
-    driver: str
-    port: str | None = None
-    calibration: str | None = None
-    options: dict[str, Any] = field(default_factory=dict)
-    clock: str = "wall"
-    estimator: str | None = None
-    at_end: str = "hold"
-    rate_hz: float = 100.0
-    between: str = "lead"
-    grace_ms: float = 50.0
-    ages_ms: dict[str, Number] = field(default_factory=dict)
-    stale_ms: float = 100.0
-    linger_s: float = 60.0
-    action_hz: float = 20.0
-    episode_s: float = 8.0
-    home: list[Number] | None = None
-    home_rad_s: float = 0.5
+    arm: dict[str, Any]
     limits: dict[str, Any] = field(default_factory=dict)
-    body: str | None = None
-    cameras: dict[str, Any] = field(default_factory=dict)
+    body: str = ""
+    """The function that makes the filter's `Body` of the limits."""
+    between: str = "hold"
+    grace_ms: float = 50.0
+    ages: dict[str, int] = field(default_factory=dict)
+    rate_hz: float = 0.0
+    """0: the arm's own."""
+    stale_ms: float = 100.0
+    """After how long without a tick the supervisor ends the arm's process and holds the arm itself."""
+    start_s: float = 60.0
+    linger_s: float = 60.0
+    """How long the arm is held for once whoever started this is gone."""
 
     def __post_init__(self) -> None:
-        if self.clock == "lockstep" and self.estimator is None:
-            raise UserError("robot.clock=lockstep: time does not stand still for a real arm; give robot.clock=wall")
-        if self.clock == "wall" and self.estimator == "sim":
-            raise UserError(
-                "robot.clock=wall: without a wire time passes in lock-step only; give robot=so101_twin for the clock"
-            )
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", self.name):
+            raise UserError(f"the robot's name {self.name!r} names files: give letters, digits, - and _")
 
-    def station(self) -> Station:
-        """What the arm's process is started with; refuses a name that can name no files."""
-        given = {"port": self.port, "calibration": self.calibration}
-        arm = {"_target_": self.driver, **self.options, **{k: v for k, v in given.items() if v is not None}}
-        ages = {f"{name}_ns": int(1e6 * ms) for name, ms in self.ages_ms.items()}
-        return Station(
-            self.name, arm, self.limits, self.body or "", self.between, self.grace_ms, ages, self.rate_hz, self.stale_ms,
-            linger_s=self.linger_s,
-        )  # fmt: skip
-
-    def eyes(self) -> dict[str, Any]:
-        """{name: camera}, closed."""
-        made = {}
-        for name, node in self.cameras.items():
-            if not isinstance(node, dict) or "_target_" not in node:
-                raise UserError(
-                    f"robot.cameras.{name}={node}: give _target_, such as polyarm.real_robot.camera.OpenCV, and its settings"
-                )
-            given = {key: value for key, value in node.items() if key != "_target_"}
-            try:
-                made[name] = named(node["_target_"])(**given)
-            except TypeError as error:
-                raise UserError(
-                    f"robot.cameras.{name} does not take these settings ({error}): see {node['_target_']}"
-                ) from None
-        return made
+    def json(self) -> str:
+        return json.dumps(asdict(self))
 
 
-def read(settings: Sequence[str]) -> Robot:
-    """The station that `robot=NAME` and `robot.KEY=VALUE` name; other words are not looked at."""
-    node = OmegaConf.to_container(part("robot", settings), resolve=True)
-    assert isinstance(node, dict)
-    known = {f.name: f for f in fields(Robot)}
-    given = _checked(node, RULES, "robot")
-    for key in ("name", "driver"):
-        if key not in given:
-            raise UserError(f"the station has no robot.{key}: give {RULES[key].expect}")
-    _checked(given.get("limits", {}), {f.name: _limit(f) for f in fields(Limits)}, "robot.limits")
-    _checked(given.get("ages_ms", {}), dict.fromkeys(AGES, number(1, 60_000)), "robot.ages_ms")
-    robot = Robot(**{key: float(value) if known[key].type == "float" else value for key, value in given.items()})
-    robot.station()
-    return robot
+def named(target: str) -> Callable[..., Any]:
+    """What `module.name` names."""
+    module, _, name = target.rpartition(".")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as e:
+        raise UserError(f"{target} cannot be had ({e}): give module.name of a driver") from e
 
 
-def _checked(node: Mapping[Any, Any], rules: Mapping[str, Rule], where: str) -> dict[str, Any]:
-    for key in node:
-        if key not in rules:
-            raise unknown("setting of a station", f"{where}.{key}", [f"{where}.{name}" for name in rules])
-    return {str(key): require(f"{where}.{key}", value, rules[key]) for key, value in node.items()}
+def build_arm(station: Station) -> Arm:
+    given = dict(station.arm)
+    return named(given.pop("_target_"))(**given)
 
 
-def _limit(f: Field[Any]) -> Rule:
-    return LIMIT if f.type == "float" else several(LIMIT, "a list of numbers, one a joint, an axis or an end")
+def build_loop(station: Station, arm: Arm) -> Loop:
+    limits = Limits.of(arm.spec, **{k: _number(v) for k, v in station.limits.items()})
+    body = named(station.body)(limits) if station.body else None
+    guard = Filter(limits, 1 / (station.rate_hz or arm.spec.rate_hz), body)
+    watch = Watch(limits, arm.spec.joints, arm.explain)
+    plan = Plan(len(arm.spec.joints), station.between, int(station.grace_ms * 1e6))
+    return Loop(arm, plan, guard, watch, Ages(**station.ages), latched=lambda: pressed(station.name))
 
 
-@contextmanager
-def standing(robot: Robot) -> Iterator[Robot]:
-    """The station with an arm at its port: where that is a twin's and none is given, one is started, and ends with the block."""
-    if robot.estimator != "twin":
-        yield robot
-        return
-    with tempfile.TemporaryDirectory(prefix="polyarm-") as folder:
-        if robot.calibration is None:
-            file = os.path.join(folder, "calibration.yaml")
-            calibration.so101().save(file)
-            robot = replace(robot, calibration=file)
-        if robot.port is not None:
-            yield robot
-            return
-        port = os.path.join(folder, "so101")
-        with _twin(port, robot):
-            yield replace(robot, port=port)
+def _number(x: Any) -> Any:
+    """yaml's and json's words for what has none."""
+    if isinstance(x, list):
+        return tuple(map(_number, x))
+    return float(x) if isinstance(x, int | float) or x in ("inf", "-inf") else x
 
 
-@contextmanager
-def _twin(port: str, robot: Robot) -> Iterator[None]:
-    lockstep = ["--lockstep"] if robot.clock == "lockstep" else []
-    command = [
-        sys.executable,
-        "-m",
-        "polyarm.cli",
-        "twin",
-        "so101",
-        "--unix",
-        port,
-        *lockstep,
-        f"calibration={robot.calibration}",
-    ]
-    with tempfile.TemporaryFile() as said:
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=said, start_new_session=True)
-        try:
-            end = time.monotonic() + START_S
-            while not os.path.exists(port):
-                if child.poll() is not None or time.monotonic() > end:
-                    said.seek(0)
-                    last = said.read().decode(errors="replace").strip().splitlines()[-1:]
-                    raise UserError(
-                        last[0].removeprefix("polyarm: ") if last else f"no twin came up at {port} within {START_S:g} s"
-                    )
-                time.sleep(0.01)
-            yield
-        finally:
-            child.terminate()
-            child.wait()
+# The emergency stop: a file, so that a shell, a key or a pedal can press it.
+
+
+def pressed(name: str) -> str:
+    """Why it is; "" where it is not."""
+    try:
+        with open(pages.path_of(f"{name}.estop")) as file:
+            return file.readline().strip() or "it was pressed"
+    except OSError:
+        return ""
+
+
+def press(name: str, why: str) -> None:
+    pages.path_of(f"{name}.estop").write_text(why + "\n")
+
+
+def release(name: str) -> None:
+    pages.remove(f"{name}.estop")
+
+
+def own(station: Station) -> int:
+    """Hold the arm, so that no second process does: by its port where it has one. The kernel lets go with the process."""
+    where = str(station.arm.get("port") or station.name)
+    slug = re.sub(r"\W+", "-", os.path.realpath(where) if station.arm.get("port") else where).strip("-")[-100:]
+    fd = os.open(pages.path_of(f"{slug}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        raise UserError(f"the arm at {where} is driven by another process: end that one first") from None
+    return fd

@@ -1,7 +1,7 @@
 """Outlives the arm's process: when that dies or stands still, it ends it, takes the port and holds the arm where it is.
 
 Started by `world.Daemon` in a session of its own, so that neither Ctrl-C nor the death of who started it reaches it. Run as
-`python -m polyarm.real_robot.supervisor JSON`, with what `armd.Station` has.
+`python -m polyarm.real_robot.supervisor JSON`, with what `station.Station` has.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from contextlib import suppress
 
 from polyarm.real_robot import pages
 from polyarm.real_robot.arm import Arm, PortLost, ReadFailed, Stop
-from polyarm.real_robot.armd import Station, build_arm, own, pressed
 from polyarm.real_robot.realtime import prioritise, settle
 from polyarm.real_robot.states import ESTOP, FAULT, OFF
+from polyarm.real_robot.station import Station, build_arm, own, pressed
 from polyarm.spec import UserError
 
 ABOVE = 70

@@ -36,7 +36,7 @@ ConvKeypoints = made("encoder/small", "image")
 PointNet = made("encoder/scratch", "points")
 ColourPointNet = partial(PointNet, **given("encoder/points_colour", "points"))
 ResNetPooled = made("encoder/seed_image", "image")
-PretrainedText = made("encoder/language", "text")
+PretrainedText = made("text/clip")
 Backbone = made("encoder/timm", "image")
 SeedPolicy = made("policy/seed", only=("forget",))
 

@@ -30,7 +30,7 @@ class Marking(Protocol):
 
 @dataclass(frozen=True)
 class Episode:
-    """obs {stream: [t ...]}; action [t d] float32; time_s [t] of the simulated clock; keypose [t], 1 where an expert that marks
+    """obs {stream: [t ...]}; action [t d] float32; time_s [t] of the simulated clock; keypose [t 1], 1 where an expert that marks
     them was at one. Row i was seen when action i was chosen."""
 
     obs: dict[str, np.ndarray]
@@ -65,5 +65,5 @@ def play(env: gym.Env, expert: Expert, seed: int) -> Episode:
     streams = {name: np.stack([o[name] for o in seen]) for name in seen[0]}
     if "is_success" not in info:
         raise without_success(type(env.unwrapped).__name__, info)
-    keypose = np.array(marks, np.uint8) if marks else None
+    keypose = np.array(marks, np.float32)[:, None] if marks else None
     return Episode(streams, np.stack(actions), np.array(times), bool(info["is_success"]), seed, keypose)

@@ -195,6 +195,16 @@ class StackCube(Expert):
         return self.xyz("cubeB") + [0, 0, height_m] + self.world.tip[:3, 3] - self.xyz("cubeA")
 
 
+class LiftNamedCube(Expert):
+    task = "LiftNamedCube-v1"
+    # fmt: off
+    phases = (
+        *PickCube.phases[:3],
+        Phase("lift",    lambda s: s.to(s.world.tip[:3, 3] + [0, 0, 0.15 - s.xyz("cube")[2]]), CLOSED_M, lambda s: False, holds="cube"),
+    )
+    # fmt: on
+
+
 UPRIGHT_M, PEG_M = 0.12, 0.025
 """Of the peg that is to stand: half its length, half its width."""
 

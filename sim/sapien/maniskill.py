@@ -13,6 +13,7 @@ from gymnasium import spaces
 from jaxtyping import Float
 
 from polyarm.sim.sapien.robots import RATE_HZ, ROBOTS
+from polyarm.sim.sapien.said import LENGTH, Said
 from polyarm.sim.sapien.tasks import POSE, TASKS, Shape
 from polyarm.sim.world import choose, command, observation_space
 from polyarm.spec import ObsSpace, Spec, Stream, UserError, unknown
@@ -29,7 +30,9 @@ class ManiSkill(gym.Env):
 
     Actions: see `robots`. Reward 1 at success, which ends the episode. `front_orbit_deg` carries the front camera round the
     vertical through what it looks at. `rebuild`: every reset makes the scene anew, without which PhysX remembers the contacts
-    of the episode before. Pictures are taken while `look` is true, and those of before shown again otherwise.
+    of the episode before. A task with instructions shows one as `instruction`; `which`, `say`: see `said`. To lift another thing
+    than the one that counts is a failure, which ends the episode too. Pictures are taken while `look` is true, and those of
+    before shown again otherwise.
     """
 
     observation_space: spaces.Dict
@@ -46,6 +49,8 @@ class ManiSkill(gym.Env):
         fov_deg: float = 57.0,
         front_orbit_deg: float = 0.0,
         rebuild: bool = True,
+        which: str | None = None,
+        say: str = "right",
         max_steps: int | None = None,
         render_size: Sequence[int] = (240, 320),
         render_mode: str = "rgb_array",
@@ -55,6 +60,7 @@ class ManiSkill(gym.Env):
         self.task = TASKS[task]
         self.cameras = choose(tuple(cameras), CAMERAS, "camera")
         self.see = choose(tuple(see), dict.fromkeys(SEE), "thing to see")
+        self._said, self._told = Said(self.task.says, which, say, task), dict[str, np.ndarray]()
         self.image_size = (int(image_size[0]), int(image_size[1]))
         self.max_steps = self.task.steps if max_steps is None else max_steps
         self._rebuild, self.render_mode = rebuild, render_mode
@@ -81,20 +87,24 @@ class ManiSkill(gym.Env):
         super().reset(seed=seed)
         # without a seed the next one follows from the last
         seed = int(self.np_random.integers(2**31)) if seed is None else seed
-        self._env.reset(seed=seed, options={"reconfigure": self._rebuild})
+        told: dict[str, Any] = {"reconfigure": self._rebuild}
+        if self._said:
+            told["named"], self._told["instruction"] = self._said.draw(np.random.default_rng(seed))
+        self._env.reset(seed=seed, options=told)
         for other in set(CAMERAS.values()) - {CAMERAS[c] for c in self.cameras}:  # it would be drawn all the same
             self._env._sensors.pop(other, None)
         _hide_camera(self._env.agent.robot)
         self.robot = type(self.robot)(self._env.agent)  # a scene made anew has another
         self._steps = 0
-        return self._obs(look=True), {"is_success": self.is_success}
+        return self._obs(look=True), self._judged()
 
     def step(self, action: np.ndarray):
         told = self.robot.told(command(action, self.action_space, self.task.id), self.qpos)
         self._env._step_action(np.float32(told))
         self._steps += 1
-        success = self.is_success
-        return self._obs(self.look), float(success), success, self._steps >= self.max_steps, {"is_success": success}
+        info = self._judged()
+        success = info["is_success"]
+        return self._obs(self.look), float(success), any(info.values()), self._steps >= self.max_steps, info
 
     def render(self) -> np.ndarray:
         return self._env.render_rgb_array()[0].cpu().numpy()
@@ -111,9 +121,11 @@ class ManiSkill(gym.Env):
         """base_from_tip."""
         return self.base_from(self.robot.tip())
 
-    @property
-    def is_success(self) -> bool:
-        return bool(self._env.evaluate()["success"])
+    def _judged(self) -> dict[str, bool]:
+        """Whether it is done; and whether it is spoilt, where a task can be."""
+        found = self._env.evaluate()
+        judged = {"is_success": bool(found["success"])}
+        return judged | {"is_failure": bool(found["fail"])} if "fail" in found else judged
 
     def pose(self, name: str) -> Float[np.ndarray, "4 4"]:
         """base_from_object, of an attribute of ManiSkill's environment."""
@@ -135,6 +147,8 @@ class ManiSkill(gym.Env):
             yield shape.stream(name)
         for name, (channels, _) in self.task.sizes.items():
             yield Stream(name, "state", (len(channels),), channels, ("m",) * len(channels), "base")
+        if self._said:
+            yield Stream("instruction", "text", (LENGTH,))
         for c in self.cameras:
             if "rgb" in self.see:
                 yield Stream(c, "image", (*self.image_size, 3), frame=c)
@@ -151,7 +165,7 @@ class ManiSkill(gym.Env):
         seen |= {name: self.sizes(name) for name in self.task.sizes}
         if self.cameras and look:
             self._pictures = self._looked()
-        return {name: np.asarray(value, np.float32) for name, value in seen.items()} | self._pictures
+        return {name: np.asarray(value, np.float32) for name, value in seen.items()} | self._told | self._pictures
 
     def _looked(self) -> dict[str, np.ndarray]:
         shots, seen = self._env._get_obs_sensor_data(), {}
@@ -188,6 +202,8 @@ def _make(world: ManiSkill, robot: str, fov_deg: float, orbit_deg: float, render
     from polyarm.sim.sapien.vulkan import device, prepare
 
     prepare()
+    import polyarm.sim.sapien.named_cube  # noqa: F401  registers it
+
     size = {"width": world.image_size[1], "height": world.image_size[0]}
     front = {**size, "fov": math.radians(fov_deg), "pose": _orbit(world.task.eye, world.task.look, orbit_deg)}
     named: dict[str, Any] = {} if robot == "so100" else {"robot_uids": robot}  # PickCubeSO100 names its own

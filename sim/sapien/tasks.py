@@ -1,4 +1,4 @@
-"""The table of ManiSkill's tasks: what of each is shown beside the robot, from where it is seen, and how long it takes."""
+"""The table of tasks in ManiSkill's scenes: what of each is shown beside the robot, from where it is seen, and how long it takes."""
 
 from __future__ import annotations
 
@@ -41,18 +41,24 @@ STANDING = Shape((*XYZ, "cosyaw", "sinyaw"), (*M3, "1", "1"), lambda p: [*p[:3, 
 FIXED = Shape(("x", "y", "cosyaw", "sinyaw"), ("m", "m", "1", "1"), lambda p: [*p[:2, 3], *_yaw(p, 1)])
 
 
+COLOURS: Mapping[str, tuple[float, float, float]] = {"red": (1, 0, 0), "green": (0, 1, 0), "blue": (0, 0, 1)}
+"""Of the cubes of LiftNamedCube."""
+
+
 def _sizes(env: Any) -> list[float]:
     return env.peg_half_sizes[0, :2].tolist()
 
 
 @dataclass(frozen=True)
 class Task:
-    """`shows` {stream: (attribute of ManiSkill's environment, its shape)}; `sizes` {stream: (channels, what reads them, m)}. The
-    outer camera stands at `eye` and looks at `look`, m in ManiSkill's world, whose origin lies before the robot."""
+    """`shows` {stream: (attribute of ManiSkill's environment, its shape)}; `sizes` {stream: (channels, what reads them, m)}; `says`
+    {thing: the instruction where that is the one that counts}. The outer camera stands at `eye` and looks at `look`, m in
+    ManiSkill's world, whose origin lies before the robot."""
 
     id: str
     shows: Mapping[str, tuple[str, Shape]]
     sizes: Mapping[str, tuple[tuple[str, ...], Callable[[Any], list[float]]]] = field(default_factory=dict)
+    says: Mapping[str, str] = field(default_factory=dict)
     robot: str = "panda"
     steps: int = 100
     eye: tuple[float, float, float] = (0.3, 0.0, 0.6)
@@ -66,6 +72,10 @@ TASKS = {
         Task("PushCube-v1", {"cube": ("obj", CUBE), "goal": ("goal_region", FLAT)}),
         Task("PullCube-v1", {"cube": ("obj", CUBE), "goal": ("goal_region", FLAT)}),
         Task("StackCube-v1", {"cube_a": ("cubeA", CUBE), "cube_b": ("cubeB", CUBE)}, steps=150),
+        Task(
+            "LiftNamedCube-v1", {f"{c}_cube": (f"{c}_cube", CUBE) for c in COLOURS},
+            says={c: f"lift the {c} cube" for c in COLOURS},
+        ),
         Task("LiftPegUpright-v1", {"peg": ("peg", POSE)}, steps=150),
         Task(
             "PegInsertionSide-v1",

@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Generator, Mapping
 from contextlib import closing, suppress
+from dataclasses import replace
 from itertools import count
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from polyarm.keypose import MARKED
 from polyarm.progress import Bar
-from polyarm.spec import Spec, UserError, require_actions, require_obs
+from polyarm.spec import Spec, Stream, UserError, require_actions, require_obs
 
 if TYPE_CHECKING:
     from polyarm.datasets.store import Store
@@ -85,7 +86,7 @@ def collect(
         json.dumps({"env_id": env_id, "env_kwargs": dict(env_kwargs), "expert": expert, "first_seed": seed})
     )
     player, began = (env_id, dict(env_kwargs), expert), time.perf_counter()
-    with _open(Path(path), _world_spec(*player), origin, _marks(expert)) as store:
+    with _open(Path(path), _world_spec(*player), origin) as store:
         try:
             _fill(store, player, episodes, seed, workers, keep_failures, progress)
         except KeyboardInterrupt:
@@ -117,7 +118,8 @@ def _fill(
             failed = 0 if episode.success else failed + 1
             if episode.success or keep_failures:
                 arrays: dict[str, Any] = {**episode.obs, "action": episode.action, "time_s": episode.time_s}
-                arrays |= {name: episode.keypose for name in store.marks}
+                if MARKED in store.spec.obs.names:
+                    arrays[MARKED] = episode.keypose
                 store.append(arrays, episode.seed, episode.success)
             done, frames = done + episode.success, frames + len(episode.action)
             speed = frames / (time.perf_counter() - began)
@@ -208,29 +210,31 @@ def _expert(dotted: str) -> Any:
         raise UserError(f"expert {dotted!r} cannot be imported ({e}): give the dotted path of a class") from e
 
 
-def _marks(expert: str) -> list[str]:
-    """What the expert marks beside what the world shows; a store from before it did goes on without."""
-    from polyarm.sim.experts.episode import Marking
-
-    return [MARKED] if isinstance(_expert(expert), Marking) else []
-
-
 def _world_spec(env_id: str, env_kwargs: Mapping[str, Any], expert: str) -> Spec:
+    """What the world shows, and what the expert says beside it."""
+    from polyarm.sim.experts.episode import Marking
     from polyarm.sim.trial import trial
 
-    _expert(expert)
-    return trial(env_id, env_kwargs)
+    marks, spec = isinstance(_expert(expert), Marking), trial(env_id, env_kwargs)
+    if marks and MARKED in spec.obs.names:
+        raise UserError(
+            f"the world shows a stream {MARKED!r}, where {expert} marks keyposes: give the stream another name"
+        )
+    said = (Stream(MARKED, "label", (1,), (MARKED,), ("1",)),) if marks else ()
+    return replace(spec, obs=replace(spec.obs, streams=(*spec.obs.streams, *said)))
 
 
-def _open(path: Path, spec: Spec, origin: dict[str, Any], marks: list[str]) -> Store:
-    """The store to fill: a new one, or one of the same world, version, expert and first seed."""
+def _open(path: Path, spec: Spec, origin: dict[str, Any]) -> Store:
+    """The store to fill: a new one, or one of the same world, version, expert and first seed. One from before an expert said
+    anything goes on without."""
     from polyarm.datasets.store import Store
 
     if not path.exists() or path.is_dir() and not any(path.iterdir()):
-        return Store.create(path, spec, marks, collect=origin)
+        return Store.create(path, spec, collect=origin)
     store = Store.open(path, "a")
     try:
-        require_obs(spec.obs, store.spec.obs, "this world", str(path))
+        shown = [spec.obs[name] for name in spec.obs.names if name in store.spec.obs.names or not spec.obs[name].hidden]
+        require_obs(replace(spec.obs, streams=tuple(shown)), store.spec.obs, "this world", str(path))
         require_obs(store.spec.obs, spec.obs, str(path), "this world")
         require_actions(spec.action, store.spec.action, "this world", str(path))
         _require_same("version of", spec.versions, store.spec.versions, path)

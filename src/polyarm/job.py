@@ -216,7 +216,12 @@ def _fit_scales(demos: Demos, config: DictConfig, episodes: np.ndarray) -> Spec:
             f"task {config.task.name} sees {missing[0]!r}, and {config.task.demos.get('path')} holds {', '.join(spec.obs.names)}: give "
             "task.streams=[...] of these, other demonstrations, or task=own to train on all that is there"
         )
-    obs, rows = spec.obs if config.task.streams is None else spec.obs.pick(config.task.streams), None
+    shown = [stream.name for stream in spec.obs.streams if not stream.hidden]
+    if hidden := [name for name in config.task.streams or () if name not in shown]:
+        raise UserError(
+            f"task.streams names {hidden[0]!r}, a label that nobody knows while acting: give some of {', '.join(shown)}"
+        )
+    obs, rows = spec.obs.pick(shown if config.task.streams is None else config.task.streams), None
     action = replace(spec.action, relative=relative.choose(config.task.get("action_relative"), spec.action, obs))
     spec = Spec(obs, action, {**spec.versions, **versions()})
     if action.relative is not None:

@@ -234,6 +234,7 @@ RANGES: dict[str, Rule] = {
     "task.expert": any_of(text("the dotted path of an expert"), NULL),
     "task.demos": mapping("a mapping with the path of the demonstrations"),
     "task.demos.path": text("where the demonstrations are, such as data/mine.zarr"),
+    "task.demos.also": several(text(""), "a list of more stores, such as [data/push_cube.zarr]"),
     "task.demos.fields": any_of(mapping("{stream: {key: ...}}"), NULL),
     "task.measure": words("success", "score", "action_error"),
     "task.success": words("ever", "last"),

@@ -48,6 +48,8 @@ class Kind(NamedTuple):
     """Its named channels, which come last, are scaled by what demonstrations hold."""
     dear: bool = False
     """Dear to look at, so that a frame which comes twice is encoded once."""
+    hidden: bool = False
+    """Said of a row for people and programs, and never shown to a policy: who acts does not know it."""
 
 
 KINDS: Mapping[str, Kind] = {
@@ -59,6 +61,9 @@ KINDS: Mapping[str, Kind] = {
     "segmentation": Kind("uint16", (0, 65535)),  # the number of the object that a pixel shows
     "points": Kind("float32", (-inf, inf), scaled=True, dear=True),
     "text": Kind("uint8", (0, 255)),
+    "label": Kind(
+        "float32", (-inf, inf), low_dim=True, hidden=True
+    ),  # such as intervention: 1 while a person had the arm
 }
 """The kinds of streams there are. A new one is a line here."""
 
@@ -168,6 +173,8 @@ class Stream:
     scale: Scale | None = None
     made_of: str = ""
     """What a stream that is computed of others was made of, in words that differ where it would; "" for one that is recorded."""
+    texts: tuple[str, ...] = ()
+    """Of a stream of kind text, all that demonstrations hold, set once they were seen; () where they are too many to list."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -198,6 +205,10 @@ class Stream:
     @property
     def dear(self) -> bool:
         return KINDS[self.kind].dear
+
+    @property
+    def hidden(self) -> bool:
+        return KINDS[self.kind].hidden
 
     @property
     def dtype(self) -> Dtype:
@@ -372,7 +383,8 @@ class Spec:
                 if scale.reach is None:  # younger than the schema
                     del part["scale"]["reach"]
         young = [(data["action"], name) for name in ("rotations", "relative")]
-        for part, name in [*young, *((stream, "made_of") for stream in data["obs"]["streams"])]:
+        young += [(stream, name) for stream in data["obs"]["streams"] for name in ("made_of", "texts")]
+        for part, name in young:
             if not part[name]:  # younger than the schema: written only where they say something
                 del part[name]
         return data

@@ -14,15 +14,20 @@ import time
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
+from gymnasium import spaces
 
-from polyarm.real_robot import armd, pages
-from polyarm.real_robot.armd import Desk, Station, build_loop
+from polyarm.real_robot import pages
+from polyarm.real_robot import station as stations
+from polyarm.real_robot.armd import Desk
 from polyarm.real_robot.daemon import Daemon
 from polyarm.real_robot.plan import Chunk
 from polyarm.real_robot.realtime import Late, Ticks
-from polyarm.spec import UserError
-from tests.fake_arm import FakeArm
+from polyarm.real_robot.station import Station, build_loop
+from polyarm.real_robot.world import RobotWorld
+from polyarm.spec import ActionSpace, ObsSpace, Spec, Stream, UserError
+from tests.fake_arm import SPEC, FakeArm
 
 MS = 1_000_000
 
@@ -158,10 +163,10 @@ def test_a_hand_takes_over_and_the_latch_stops(station):
     assert lock.tick() == "HOLD"
     hand.say({"q": ["x"]}, lock.now)
     assert lock.tick() == "HOLD"
-    armd.press(station.name, "the pedal")
+    stations.press(station.name, "the pedal")
     assert lock.tick() == "ESTOP" and lock.loop.why == "the pedal"
     assert "release it first" in lock.act("clear")
-    armd.release(station.name)
+    stations.release(station.name)
     assert lock.act("clear") == "" and lock.act("enable") == "" and lock.loop.state == "HOLD"
 
 
@@ -170,11 +175,11 @@ def test_two_cannot_own_one_arm(station, tmp_path):
     port = tmp_path / "tty"
     port.touch()
     (tmp_path / "link").symlink_to(port)
-    first = armd.own(Station("one", {"port": str(port)}))
+    first = stations.own(Station("one", {"port": str(port)}))
     with pytest.raises(UserError, match="another process"):
-        armd.own(Station("two", {"port": str(tmp_path / "link")}))
+        stations.own(Station("two", {"port": str(tmp_path / "link")}))
     os.close(first)
-    os.close(armd.own(Station("two", {"port": str(tmp_path / "link")})))
+    os.close(stations.own(Station("two", {"port": str(tmp_path / "link")})))
     for path in pages.FOLDER.glob(f"polyarm-*{tmp_path.name}*"):
         path.unlink()
 
@@ -216,7 +221,7 @@ while True:
 
 STARTER = """
 import json, sys, time
-from polyarm.real_robot.armd import Station
+from polyarm.real_robot.station import Station
 from polyarm.real_robot.daemon import Daemon
 daemon = Daemon(Station(**json.loads(sys.argv[1])))
 daemon.enable()
@@ -247,6 +252,34 @@ def test_a_policy_that_is_killed_ends_with_what_it_planned(station):
         assert max(abs(b - a) for a, b in pairwise(q)) <= 0.05 * 0.01 + 1e-12
     finally:
         daemon.close()
+
+
+class Nothing:
+    def reset(self, seed): ...
+    def see(self):
+        return {}, False
+
+
+def test_a_world_by_the_wall_clock_moves_the_arm_slot_by_slot(station):
+    """Two episodes through the arm's process: each starts enabled, follows what it is told, and ends limp or held."""
+    joints = Stream("joint_pos", "state", (2,), SPEC.joints, SPEC.units, "joint")
+    spec = Spec(ObsSpace((joints,), 10.0), ActionSpace(SPEC.joints, SPEC.units, "joint", 10.0))
+    box = spaces.Box(np.float32(SPEC.low), np.float32(SPEC.high), dtype=np.float32)
+    daemon = Daemon(station)
+    world = RobotWorld(daemon, Nothing(), spec, box, 8)
+    try:
+        for goal in (0.5, -0.5):
+            obs, _ = world.reset(seed=[0], options={})
+            before = obs["joint_pos"][0, 0]
+            for _ in range(8):
+                obs, _, _, cut, _ = world.step(np.array([[goal, 0.02]], np.float32))
+            assert cut[0] and abs(obs["joint_pos"][0, 0] - goal) < 0.2 * abs(goal - before)
+            assert len(world.late_ms) == 8 and daemon.status()["counts"]["plan"].get("a chunk of another clock", 0) == 0
+        daemon.act("hold")
+        assert daemon.status()["state"] == "HOLD"
+    finally:
+        world.close()
+    assert daemon.process.returncode == 0
 
 
 @pytest.mark.parametrize("number", (signal.SIGKILL, signal.SIGSTOP))

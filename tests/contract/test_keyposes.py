@@ -169,16 +169,17 @@ def test_marks_of_ones_own_are_taken_as_they_are(store, tmp_path):
 
 
 def test_an_expert_marks_keyposes_as_it_is_collected(tmp_path):
-    """Beside what the world shows: no stream, so that no policy sees it. Stores from before go on without. Mutations: marks among
-    the streams; those of the frame before; a store that goes on loses them, or one without them is given some."""
+    """Beside what the world shows, as a label, which no policy sees. Stores from before go on without. Mutations: marks of the
+    frame before; a store that goes on loses them, or one without them is given some; a state instead of a label."""
     from polyarm.collect import collect
 
     player = (NAME, {"max_steps": 60}, "tests.reach_world.Marker")
     for n, workers in ((1, 1), (3, 2)):
         collect(*player, tmp_path / "d.zarr", n, workers=workers, progress=False)
     store = Store.open(tmp_path / "d.zarr")
-    assert store.marks == ("keypose",) and store.spec == spec_of(make_world(NAME, player[1]), NAME)
-    marks, told, tip = store.read("keypose"), store.read("action"), store.read("tip")
+    shown = spec_of(make_world(NAME, player[1]), NAME)
+    assert store.spec.obs.names == (*shown.obs.names, "keypose") and store.spec.obs["keypose"].hidden
+    marks, told, tip = store.read("keypose")[:, 0], store.read("action"), store.read("tip")
     begin = np.insert(store.episode_ends, 0, 0)
     for a, b in pairwise(begin):
         grips, lifts = np.argmax(told[a:b, 7] == 0), np.argmax(told[a:b, 2] > 0.3)
@@ -188,14 +189,12 @@ def test_an_expert_marks_keyposes_as_it_is_collected(tmp_path):
     assert np.array_equal(demos.stream("tip")[:], tip[frames]) and demos.spec.obs == store.spec.obs
 
     origin = {"env_id": NAME, "env_kwargs": player[1], "expert": player[2], "first_seed": 0}
-    Store.create(tmp_path / "before.zarr", store.spec, collect=origin).close()
+    Store.create(tmp_path / "before.zarr", shown, collect=origin).close()
     collect(*player, tmp_path / "before.zarr", 1, progress=False)
     before = Store.open(tmp_path / "before.zarr")
-    assert before.marks == () and len(before) == 1
+    assert before.spec == shown and len(before) == 1
     with pytest.raises(UserError, match="unknown stream of .* 'keypose'"):
         before.stream("keypose")
-    with pytest.raises(UserError, match="called 'tip': that name is taken"):
-        Store.create(tmp_path / "twice.zarr", store.spec, ["tip"])
 
 
 def test_a_frame_of_collecting_is_timed_with_one_worker_and_with_two(store, tmp_path, monkeypatch):

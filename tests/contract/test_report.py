@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -15,7 +16,7 @@ from polyarm.datasets.info import info
 from polyarm.datasets.store import Store
 from polyarm.eval import charts
 from polyarm.eval.report import duration, headline, write_report
-from polyarm.eval.score import Outcome, summary
+from polyarm.eval.score import Outcome, summary, wilson
 from polyarm.eval.training_charts import rise, training
 from polyarm.eval.video import write_mp4
 from polyarm.spec import ActionSpace, ObsSpace, Spec, Stream, UserError
@@ -82,6 +83,21 @@ def result(measure="success", **kwargs):
         "versions": {"torch": "2.11.0"},
         "machine": {"cpu": "a processor", "cores": 2, "gpu": None},
     }
+
+
+def test_each_instruction_has_its_row(tmp_path):
+    """Mutations: the rate of all in each row; instructions not escaped; a table in a world without."""
+    told = [replace(o, told=HOSTILE if i % 4 else "") for i, o in enumerate(played(lost=(0, 4, 5)))]
+    found = {**result(), **summary(told, "success")}
+    assert found["instructions"][HOSTILE] == {"success_rate": 74 / 75, "n": 75, "interval": list(wilson(74, 75))}
+    write_report(tmp_path / "r.html", title="t", result=found)
+    cells = [cell["text"] for cell in Page(tmp_path / "r.html").all("td")]
+    for name, n, wins in ((HOSTILE, 75, 74), ("(none)", 25, 23)):
+        low, high = wilson(wins, n)
+        at = cells.index(name)
+        assert cells[at : at + 4] == [name, str(n), f"{wins / n:.2f}", f"{low:.2f} to {high:.2f}"]
+    write_report(tmp_path / "r.html", title="t", result=result())
+    assert not Page(tmp_path / "r.html").all("div", id="instructions")
 
 
 def train_log(rows=200):

@@ -6,6 +6,8 @@
 import pytest
 
 from polyarm.real_robot import faults
+from polyarm.real_robot.rig import beyond
+from polyarm.real_robot.so101 import SPEC
 from polyarm.spec import UserError
 
 
@@ -26,7 +28,7 @@ def test_a_setting_that_is_unknown_is_told():
 def test_what_is_beyond_the_limits_on_the_wire_is_seen():
     """Of commands 10 ms apart: the farthest beyond, and the largest share of the velocity. Red where only one side is looked at."""
     still = (0.0,) * 6
-    pan = faults.SPEC.low[0] - 0.1
-    out, fast = faults.beyond([(0, still), (1, (0.06, *still[1:]))])
+    pan = SPEC.low[0] - 0.1
+    out, fast = beyond([(0, still), (1, (0.06, *still[1:]))])
     assert out <= 0 and fast == pytest.approx(2.0)
-    assert faults.beyond([(0, (pan, *still[1:])), (1, (pan, *still[1:]))]) == (pytest.approx(0.1), 0.0)
+    assert beyond([(0, (pan, *still[1:])), (1, (pan, *still[1:]))]) == (pytest.approx(0.1), 0.0)

@@ -10,8 +10,8 @@ from dataclasses import replace
 import pytest
 
 from polyarm.choices import options
-from polyarm.real_robot.armd import build_arm, build_loop
-from polyarm.real_robot.station import read, standing
+from polyarm.real_robot.robot import read, standing
+from polyarm.real_robot.station import build_arm, build_loop
 from polyarm.real_robot.twin.server import Remote
 from polyarm.spec import UserError
 

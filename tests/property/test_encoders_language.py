@@ -1,6 +1,7 @@
 """Instructions: bytes that pass through everything that moves streams, and the encoders that read them."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyarm.datasets.info import info
-from polyarm.datasets.scale import fit_spec
+from polyarm.datasets.scale import MOST_TEXTS, fit_spec, texts
 from polyarm.datasets.store import Store
 from polyarm.datasets.windows import Windows
 from polyarm.encoders.fuse import Fuse
@@ -70,6 +71,31 @@ def test_a_text_passes_through_store_and_windows(tmp_path):
     found = info(demos)
     assert found["images"] == [] and found["texts"] == [{"stream": "task", "instructions": sorted(SAID[:2])}]
     assert observation_space(spec.obs)["task"].contains(text_row(SAID[0], 24))
+    assert spec.obs["task"].texts == tuple(sorted(SAID[:2])) and demos.spec.obs["task"].texts == ()
+    assert Spec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+    assert "texts" not in json.dumps(demos.spec.to_json())
+
+
+def test_a_hundred_texts_are_listed_and_more_are_a_language():
+    """Mutations: the limit asked of each block; rows of other texts than the first of an episode left out."""
+    many = rows(*(f"take {i}" for i in range(MOST_TEXTS)), "take 7").numpy()
+    assert texts(many) == tuple(sorted(f"take {i}" for i in range(MOST_TEXTS)))
+    assert texts(np.concatenate((many, rows("one more").numpy()))) == ()
+
+
+def test_an_instruction_that_was_not_trained_on_is_refused():
+    """Outside training, unless it is let pass or the stream does not say. Mutations: refused in training; not refused; `others`
+    ignored."""
+    known = replace(TASK, texts=("lift the blue cube", "lift the red cube"))
+    encoder = Instruction(known, width=16, layers=1, heads=2, features=8)
+    encoder(rows("raise it")), encoder.eval()
+    assert encoder(rows("lift the red cube", "lift the blue cube")).shape == (2, 8)
+    for text in ("lift the green cube", ""):
+        says = f"instruction '{text}' is none of the 2 .*, 'lift the blue cube', 'lift the red cube': give one .*text=minilm"
+        with pytest.raises(UserError, match=says):
+            encoder.tokens(rows("lift the red cube", text))
+    Instruction(known, width=16, layers=1, heads=2, others=True).eval()(rows("lift it"))
+    Instruction(TASK, width=16, layers=1, heads=2).eval()(rows("lift it"))
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +203,17 @@ def test_a_pretrained_model_is_asked_once_and_trained_never(clip):
     assert tokens.each.shape == (2, 6, 16) and tokens.given.sum(1).tolist() == [6, 4]
     assert not tokens.each[1, 4:].any()
     torch.testing.assert_close(encoder.head(tokens.pooled[0]), out[0])
+
+
+def test_an_instruction_longer_than_the_model_reads_is_refused(clip):
+    """Two tokens beside the letters of each word. Mutation: cut off in silence."""
+    long = Stream("task", "text", (80,))
+    encoder = PretrainedText(long, clip, features=4)
+    encoder(rows("a" * 38, length=80))
+    with pytest.raises(
+        UserError, match="the instruction 'aaa.*' is 41 tokens, .*clip.* reads 40: say it in fewer words"
+    ):
+        encoder(rows("a" * 39, length=80))
 
 
 def test_other_weights_than_in_training_are_refused(clip):

@@ -75,6 +75,7 @@ ACTS = {
     "open": lambda b: b.loop.open(b.now),
     "enable": lambda b: b.loop.enable(b.now),
     "hold": lambda b: b.loop.hold(b.now),
+    "go": lambda b: b.loop.go(b.now),
     "limp": lambda b: b.loop.limp(),
     "clear": lambda b: b.loop.clear(b.now),
     "estop": lambda b: b.loop.estop("a pedal"),
@@ -88,10 +89,11 @@ ACTS = {
     "latch": lambda b: (setattr(b, "pressed", "a key"), b.tick()),
 }
 TABLE = {  # what each act makes of each state; no: it is refused
-    # from:            OFF    LIMP   HOLD   RUN    TELEOP FAULT  ESTOP
+    # from:         OFF    LIMP   HOLD   RUN    TELEOP FAULT  ESTOP
     "open":        "LIMP   no     no     no     no     no     no",
     "enable":      "no     HOLD   no     no     no     no     no",
     "hold":        "OFF    LIMP   HOLD   HOLD   HOLD   FAULT  ESTOP",
+    "go":          "no     no     HOLD   no     no     no     no",
     "limp":        "no     no     LIMP   no     no     LIMP   LIMP",
     "clear":       "no     no     no     no     no     FAULT  ESTOP",
     "estop":       "OFF    ESTOP  ESTOP  ESTOP  ESTOP  ESTOP  ESTOP",
@@ -138,6 +140,21 @@ def test_no_order_of_acts_leaves_the_table_or_the_limits_or_moves_a_stopped_arm(
         assert all(-1 <= x[0] <= 1 and 0 <= x[1] <= 0.03 for x in bench.arm.said[before:] if isinstance(x, tuple))
     steps = [k for k in bench.loop.counts if " to " in k]
     assert all(State(b) in GOES[State(a)] for a, b in (k.split(" to ") for k in steps))
+
+
+def test_told_to_hold_it_holds_whatever_is_planned_until_told_to_go_on():
+    """Red where only the plan is forgotten: the policy's next chunk would run. A hand may move it meanwhile."""
+    bench = Bench().to(RUN)
+    bench.loop.hold(bench.now)
+    assert bench.submit() == "" and bench.tick(5) is HOLD and bench.loop.why == "told to hold"
+    bench.loop.hand((0.1, 0.01), bench.now)
+    assert bench.tick() is TELEOP
+    bench.loop.hand(None, bench.now)
+    bench.submit()
+    assert bench.tick(2) is HOLD
+    bench.loop.go(bench.now)
+    assert bench.tick() is HOLD  # what was planned before is forgotten
+    assert bench.submit() == "" and bench.tick() is RUN
 
 
 @pytest.mark.parametrize("state", (FAULT, ESTOP))

@@ -47,6 +47,14 @@ def test_a_later_chunk_replaces_from_where_it_begins():
     assert run(plan, 150, 169, 170) == [8, 8, 9]
 
 
+@pytest.mark.parametrize("begins, until_then", [(120, 2), (125, 2), (130, 3)])
+def test_a_row_that_would_last_less_than_half_a_slot_gives_way(begins, until_then):
+    plan = Plan(1)
+    plan.put(chunk(0, 0, 1, 2, 3, 4), 0)
+    plan.put(chunk(1, begins, 7), 60 * MS)
+    assert run(plan, 110, begins) == [until_then, 7]
+
+
 def test_rows_in_the_past_are_dropped_and_counted_and_the_one_of_now_is_not():
     plan = Plan(1)
     assert plan.put(chunk(0, 0, 1, 2, 3), 60 * MS) == ""
