@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, runtime_checkable
+from dataclasses import asdict
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from polyarm.real_robot.arm import Row
 from polyarm.real_robot.loop import Loop
@@ -82,6 +83,13 @@ class Inline:
         loop.look(self._now)
         assert loop.seen is not None
         return Seen(loop.seen.q, loop.seen_ns, loop.state, loop.why)
+
+    def status(self) -> dict[str, Any]:
+        """As the arm's own process says it (`armd.Desk.show`), of what there is without one."""
+        loop = self.loop
+        counts = {"loop": loop.counts, "filter": loop.guard.counts, "plan": loop.plan.counts}
+        seen = asdict(loop.seen) if loop.seen else None
+        return {"state": loop.state, "why": loop.why, "seen": seen, "late_ms": {}, "priority": "", "counts": counts}
 
     def close(self) -> None:
         self.release()

@@ -117,11 +117,13 @@ class Plant:
         return tuple(f / most for f, most in zip(self.data.actuator_force.tolist(), self._force, strict=True))
 
     def truth(self) -> dict[str, Any]:
-        """What an all-seeing eye sees: streams of the world, `tip` (m), `is_success`."""
+        """What an all-seeing eye sees: streams of the world, `tip` (m), `is_success`; and `state`, which another such world can be
+        set to."""
         seen = self.world.set_state(self.world.get_state())
         return {name: x.tolist() for name, x in seen.items()} | {
             "q": list(self.q),
             "tip": self.world.tip_pos.tolist(),
             "is_success": self.world.is_success,
             "time_s": self.world.time_s,
+            "state": self.world.get_state().tolist(),
         }

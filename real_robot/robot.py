@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import Field, dataclass, field, fields, replace
 from math import inf
 from typing import Any
@@ -25,6 +25,8 @@ from polyarm.real_robot.states import Ages
 from polyarm.real_robot.station import Station, named
 from polyarm.spec import UserError, unknown
 
+ABOVE = 65
+"""Real-time priority: above the arm's process, which waits for its motors."""
 START_S = 120.0
 """For a twin to load its model, on a machine that has much to do."""
 AGES = tuple(f.name.removesuffix("_ns") for f in fields(Ages))
@@ -117,6 +119,11 @@ class Robot:
         return made
 
 
+def of_robot(word: str) -> bool:
+    """Whether a word of a command line is about the station."""
+    return word.lstrip("+~").partition("=")[0].partition(".")[0] == "robot"
+
+
 def read(settings: Sequence[str]) -> Robot:
     """The station that `robot=NAME` and `robot.KEY=VALUE` name; other words are not looked at."""
     node = OmegaConf.to_container(part("robot", settings), resolve=True)
@@ -128,7 +135,8 @@ def read(settings: Sequence[str]) -> Robot:
             raise UserError(f"the station has no robot.{key}: give {RULES[key].expect}")
     _checked(given.get("limits", {}), {f.name: _limit(f) for f in fields(Limits)}, "robot.limits")
     _checked(given.get("ages_ms", {}), dict.fromkeys(AGES, number(1, 60_000)), "robot.ages_ms")
-    robot = Robot(**{key: float(value) if known[key].type == "float" else value for key, value in given.items()})
+    typed: dict[str, Any] = {k: float(x) if known[k].type == "float" else x for k, x in given.items()}
+    robot = Robot(**typed)
     robot.station()
     return robot
 
@@ -180,6 +188,9 @@ def _twin(port: str, robot: Robot) -> Iterator[None]:
     with tempfile.TemporaryFile() as said:
         child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=said, start_new_session=True)
         try:
+            if robot.clock == "wall":  # a motor is never late because a machine has much to do
+                with suppress(PermissionError):
+                    os.sched_setscheduler(child.pid, os.SCHED_FIFO, os.sched_param(ABOVE))
             end = time.monotonic() + START_S
             while not os.path.exists(port):
                 if child.poll() is not None or time.monotonic() > end:

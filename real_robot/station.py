@@ -60,11 +60,19 @@ def named(target: str) -> Callable[..., Any]:
 
 def build_arm(station: Station) -> Arm:
     given = dict(station.arm)
-    return named(given.pop("_target_"))(**given)
+    target = given.pop("_target_")
+    try:
+        return named(target)(**given)
+    except TypeError as e:
+        raise UserError(f"{target} does not take these settings ({e}): see its docstring for those it takes") from e
+
+
+def limits_of(station: Station, arm: Arm) -> Limits:
+    return Limits.of(arm.spec, **{k: _number(v) for k, v in station.limits.items()})
 
 
 def build_loop(station: Station, arm: Arm) -> Loop:
-    limits = Limits.of(arm.spec, **{k: _number(v) for k, v in station.limits.items()})
+    limits = limits_of(station, arm)
     body = named(station.body)(limits) if station.body else None
     guard = Filter(limits, 1 / (station.rate_hz or arm.spec.rate_hz), body)
     watch = Watch(limits, arm.spec.joints, arm.explain)

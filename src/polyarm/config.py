@@ -138,7 +138,12 @@ def part(group: str, words: Sequence[str]) -> DictConfig:
         config, plain = h.compose([f"+{group}={quoted(name)}"]), h.plain()
     for word in parse([word for word in mine if word not in names], config):
         try:
-            _apply(config, word, plain)
+            if isinstance(value := word.value(), dict) and OmegaConf.is_dict(
+                OmegaConf.select(config, word.key_or_group)
+            ):
+                OmegaConf.update(config, word.key_or_group, value, merge=False, force_add=True)  # whole, as it is given
+            else:
+                _apply(config, word, plain)
         except OmegaConfBaseException as e:
             there = OmegaConf.select(config, word.key_or_group, default=None)
             raise UserError(f"{word.input_line}: {group}={name} has {there} there; give the like of it") from e

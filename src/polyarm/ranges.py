@@ -217,7 +217,7 @@ RANGES: dict[str, Rule] = {
     "collect.seed": SEED,
     "collect.workers": any_of(words("auto"), whole(1, 1024)),
     "deploy.episodes": whole(1, 10**6),
-    "deploy.seed": SEED,
+    "deploy.seed": any_of(SEED, NULL),
     "policy.name": text("the policy's name"),
     "policy.sampler": PART,
     "policy.encoder": PART,

@@ -38,6 +38,8 @@ def test_a_word_changes_its_line_and_no_other(tmp_path):
     assert other == replace(plain, port="/dev/ttyUSB7", limits=plain.limits | {"floor_m": 0.05})
     station = other.station()
     assert station.arm == {"_target_": plain.driver, "port": "/dev/ttyUSB7", "calibration": plain.calibration}
+    whole = read(["robot=so101", "robot.options={slack_ms: 9}", "robot.cameras={front: {_target_: a.b}}"])
+    assert whole == replace(plain, options={"slack_ms": 9}, cameras={"front": {"_target_": "a.b"}})
     assert station.ages == {
         "stale_ns": 50_000_000,
         "lost_ns": 250_000_000,
