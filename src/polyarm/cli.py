@@ -72,7 +72,7 @@ def _run(words: list[str], as_json: bool) -> int:
         print(json.dumps(found, indent=1, default=str))
     elif command.show is not None:
         command.show(found)
-    return 0
+    return command.code(found) if command.code is not None else 0
 
 
 def sentence(error: Exception) -> str | None:

@@ -61,6 +61,9 @@ def test_help_lists_every_choice(capsys):
         (["data", "info", "no/such.zarr"], ["no/such.zarr"]),
         (["data", "shwo"], ["shwo", "show", "info"]),
         (["doctor", "please"], ["please"]),
+        (["doctor", "--station"], ["so101_twin"]),
+        (["deploy", "robot=so101_twin"], ["polyarm deploy outputs/demo"]),
+        (["deploy", "no/such/run", "robot=so101_twin"], ["no/such/run", "does not exist"]),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_two(words, said, capsys, tmp_path, monkeypatch):

@@ -31,6 +31,8 @@ class Command:
     takes: Takes = field(default_factory=Takes)
     show: Callable[[Any], None] | None = None
     """Prints the result for people, where `run` has not."""
+    code: Callable[[Any], int] | None = None
+    """The exit code that a result asks for; 0 where there is none."""
 
 
 def commands() -> dict[str, Command]:

@@ -16,6 +16,7 @@ from polyarm.commands import Command, Takes, Words
 from polyarm.progress import waiting
 from polyarm.spec import UserError
 
+STATION = "--station"
 CORE = {
     "torch": "torch", "torchvision": "torchvision", "numpy": "numpy", "zarr": "zarr", "hydra-core": "hydra",
     "diffusers": "diffusers", "accelerate": "accelerate", "gymnasium": "gymnasium", "mujoco": "mujoco",
@@ -26,12 +27,33 @@ CORE = {
 
 def run(words: Words) -> dict[str, Any]:
     """{check: {ok, found, remedy}}"""
-    if words.places:
-        raise UserError(f"polyarm doctor takes no settings, not {words.places[0]!r}: leave it out")
+    if words.places or (words.settings and STATION not in words.switches):
+        raise UserError(
+            f"polyarm doctor takes settings with {STATION} only, not {[*words.places, *words.settings][0]!r}: leave it out"
+        )
+    if STATION in words.switches:
+        return _station(words)
     with waiting("looking", "torch", "mujoco"):
         return {
             name: {"ok": ok, "found": found, "remedy": "" if ok else remedy} for name, ok, found, remedy in _checks()
         }
+
+
+def _station(words: Words) -> dict[str, Any]:
+    with waiting("looking at the station", "mujoco"):
+        from polyarm.real_robot.preflight import preflight, table_of
+        from polyarm.real_robot.robot import of_robot, read
+
+    if other := [word for word in words.settings if not of_robot(word)]:
+        raise UserError(
+            f"polyarm doctor {STATION} takes robot=NAME and robot.KEY=VALUE, not {other[0]!r}: leave it out"
+        )
+    return table_of(preflight(read(words.settings)))
+
+
+def code(rows: dict[str, Any]) -> int:
+    """A station that is not well is no place to start from, but for ticks that will come late; of a machine that is for each to judge."""
+    return 2 if STATION[2:] in rows and any(not row["ok"] for name, row in rows.items() if name != "priority") else 0
 
 
 def show(rows: dict[str, Any]) -> None:
@@ -124,9 +146,13 @@ def _sapien() -> str:
 COMMAND = Command(
     run,
     "Say what this machine has and what is missing",
-    "doctor [--json]",
-    "Imports each package that polyarm needs, looks for a GPU, draws a picture with each simulator, counts cores and free space.",
+    "doctor [--station robot=NAME [robot.KEY=VALUE ...]] [--json]",
+    "Imports each package that polyarm needs, looks for a GPU, draws a picture with each simulator, counts cores and free space.\n"
+    "--station: an arm instead, before a motor moves: port, motors, firmware, supply, temperature, calibration, real-time priority,\n"
+    "cameras; exit code 2 where one of them is not well.",
     order=70,
-    takes=Takes(place="nothing", settings=False),
+    groups=("robot",),
+    takes=Takes(place="nothing", switches=(STATION,)),
     show=show,
+    code=code,
 )
