@@ -41,7 +41,6 @@ class Link(Protocol):
     def submit(self, chunk: Chunk) -> None: ...
     def wait(self, t_ns: int) -> None: ...
     def look(self) -> Seen: ...
-    def status(self) -> dict[str, Any]: ...
     def close(self) -> None: ...
 
 
@@ -108,13 +107,6 @@ class Inline:
 
     def hand(self, q: Row | None, at_ns: int) -> None:
         self.loop.hand(q, at_ns)
-
-    def status(self) -> dict[str, Any]:
-        """As the arm's own process says it (`armd.Desk.show`), of what there is without one."""
-        loop = self.loop
-        counts = {"loop": loop.counts, "filter": loop.guard.counts, "plan": loop.plan.counts}
-        seen = asdict(loop.seen) if loop.seen else None
-        return {"state": loop.state, "why": loop.why, "seen": seen, "late_ms": {}, "priority": "", "counts": counts}
 
     def status(self) -> dict[str, Any]:
         """As the arm's own process says it (`armd.Desk.show`), of what there is without one."""

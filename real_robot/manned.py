@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -88,9 +88,6 @@ class Manned:
 
     def last(self) -> Seen:
         return self.link.last()
-
-    def status(self) -> dict[str, Any]:
-        return self.link.status()
 
     def hand(self, q: Row | None, at_ns: int) -> None:
         self.link.hand(q, at_ns)

@@ -95,7 +95,9 @@ def test_the_command_writes_a_file_beside_and_installs_only_when_asked(tmp_path,
     MOUNTED.save("mine.yaml")
     with serving(Twin(MOUNTED, plant(), lockstep=True), "unix") as (path, remote, _):
         remote("reset", seed=0)
-        kept = lambda: [remote("registers", motor=i)[what] for i in range(1, 7) for what in ("homing", "low", "high", "goal")]
+        kept = lambda: [
+            remote("registers", motor=i)[what] for i in range(1, 7) for what in ("homing", "low", "high", "goal")
+        ]
         before = kept()
         words = ["calibrate", "robot=so101_twin", f"robot.port={path}", "robot.calibration=mine.yaml"]
         assert main(words) == 0
