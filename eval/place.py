@@ -20,7 +20,8 @@ from polyarm.spec import UserError
 
 RESULT = "result.json"
 IDLE = (
-    *("output_dir", "hydra", "data", "train", "collect", "deploy", "task.demos", "task.expert", "task.name"),
+    *("output_dir", "hydra", "data", "train", "collect", "deploy", "record", "replay"),
+    *("task.demos", "task.expert", "task.name"),
     *("eval.videos", "eval.workers", "eval.n_envs", "eval.threads", "eval.allow_other_versions"),
 )
 """Settings that do not change what is judged: where it is written, how fast it is played, how training was done."""

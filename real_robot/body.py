@@ -59,14 +59,24 @@ class HullBody:
             way = np.clip(tip, low, high) - tip
             if np.abs(way).max() < INSIDE_M / 2:
                 break
-            mujoco.mj_comPos(self.model, self.data)
-            mujoco.mj_jacSite(self.model, self.data, self._jac, None, self._tip)
-            jac = np.zeros((3, len(q)))
-            np.add.at(jac.T, self._qpos, self._jac.T)
+            jac = self._jacobian(len(q))
             pose = pose + jac.T @ np.linalg.solve(jac @ jac.T + 1e-5 * np.eye(3), way)
             pose = np.clip(pose, limits.low, limits.high)
             tip = self.tip(tuple(pose.tolist()))
         return tuple(pose.tolist())
+
+    def jacobian(self, q: Row) -> np.ndarray:
+        """[3 n] of the tip's x y z in the base frame, m a unit of each joint."""
+        self.tip(q)
+        return self._jacobian(len(q))
+
+    def _jacobian(self, n: int) -> np.ndarray:
+        """At the pose that `tip` was last asked of."""
+        mujoco.mj_comPos(self.model, self.data)
+        mujoco.mj_jacSite(self.model, self.data, self._jac, None, self._tip)
+        jac = np.zeros((3, n))
+        np.add.at(jac.T, self._qpos, self._jac.T)
+        return jac
 
 
 def so101_body(limits: Limits) -> HullBody:

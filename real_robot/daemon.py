@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from polyarm.real_robot import pages
+from polyarm.real_robot.arm import Row
 from polyarm.real_robot.link import ArmStopped, Seen
 from polyarm.real_robot.plan import Chunk
 from polyarm.real_robot.states import MOVES, State
@@ -30,6 +31,7 @@ class Daemon:
         self._policy, self._operator = (
             pages.Writer(f"{station.name}.{kind}", 65536) for kind in ("policy", "operator")
         )
+        self._hand = pages.Writer(f"{station.name}.hand")
         self._operator.say(None)
         self._number = 0
         self._turn, self._over = threading.Lock(), threading.Event()
@@ -97,7 +99,14 @@ class Daemon:
             raise ArmStopped(f"the arm's supervisor ended with {self.process.poll()}")
         if not said["seen"]:
             raise ArmStopped(said["why"])
-        return Seen(tuple(said["seen"]["q"]), said["seen_ns"], State(said["state"]), said["why"])
+        sent = None if said["sent"] is None else tuple(said["sent"])
+        return Seen(tuple(said["seen"]["q"]), said["seen_ns"], State(said["state"]), said["why"], said["now_ns"], sent)
+
+    def last(self) -> Seen:
+        return self.look()
+
+    def hand(self, q: Row | None, at_ns: int) -> None:
+        self._hand.say({"q": q}, at_ns)
 
     def close(self) -> None:
         """The arm brakes and stays, torque on where it was."""
@@ -141,9 +150,9 @@ class Daemon:
             except subprocess.TimeoutExpired:
                 self.process.kill()
         with self._turn:
-            for page in (self._policy, self._operator, self._state):
+            for page in (self._policy, self._operator, self._hand, self._state):
                 if page is not None:
                     page.close()
         self._said.close()
-        for kind in ("state", "policy", "operator"):
+        for kind in ("state", "policy", "operator", "hand"):
             pages.remove(f"{self.station.name}.{kind}")

@@ -22,6 +22,10 @@ class Seen(NamedTuple):
     """When that was so."""
     state: State
     why: str
+    now_ns: int = 0
+    """Of the tick that says so."""
+    sent: Row | None = None
+    """The last command; None where the arm is not enabled."""
 
 
 @runtime_checkable
@@ -38,6 +42,19 @@ class Link(Protocol):
     def wait(self, t_ns: int) -> None: ...
     def look(self) -> Seen: ...
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class HandLink(Link, Protocol):
+    """One that a person can reach through too."""
+
+    def last(self) -> Seen:
+        """What the newest tick saw, without another read."""
+        ...
+
+    def hand(self, q: Row | None, at_ns: int) -> None:
+        """Where a person who holds the deadman switch wants the arm; None: nobody does."""
+        ...
 
 
 class Inline:
@@ -81,8 +98,15 @@ class Inline:
     def look(self) -> Seen:
         loop = self.loop
         loop.look(self._now)
+        return self.last()
+
+    def last(self) -> Seen:
+        loop = self.loop
         assert loop.seen is not None
-        return Seen(loop.seen.q, loop.seen_ns, loop.state, loop.why)
+        return Seen(loop.seen.q, loop.seen_ns, loop.state, loop.why, self._now, loop.sent)
+
+    def hand(self, q: Row | None, at_ns: int) -> None:
+        self.loop.hand(q, at_ns)
 
     def status(self) -> dict[str, Any]:
         """As the arm's own process says it (`armd.Desk.show`), of what there is without one."""

@@ -78,6 +78,13 @@ class Plant:
         """Of the model, since it was built: no reset takes it back."""
         return self._steps * self.step_ns + self._owed_ns
 
+    def pose(self, q: Row) -> None:
+        """A hand moves the limp arm there, and holds it until there is torque."""
+        self.data.qpos[:5], self.data.qpos[5:7] = q[:5], q[5]
+        self.data.qvel[: max(map(max, self._dofs)) + 1] = 0
+        self.held = True
+        mujoco.mj_forward(self.model, self.data)
+
     def goal(self, q: Row) -> None:
         self.data.ctrl[:] = q
 

@@ -175,6 +175,10 @@ class Process:
     def pid(self) -> int:
         return self._process.pid or 0
 
+    @property
+    def alive(self) -> bool:
+        return self._process.is_alive()
+
     def begin(self, path: str | Path, **said: Any) -> None:
         self._ask("begin", str(path), **said)
 

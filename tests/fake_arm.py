@@ -6,7 +6,10 @@ import os
 import time
 from collections.abc import Callable
 
+import numpy as np
+
 from polyarm.real_robot.arm import ArmSpec, ArmState, PortLost, ReadFailed, Row, Stop
+from polyarm.real_robot.camera import Frame
 
 SPEC = ArmSpec("fake", ("a", "b"), ("rad", "m"), (-1.0, 0.0), (1.0, 0.03), (2.0, 0.3), (10.0, 4.0), 100.0)
 
@@ -65,3 +68,26 @@ class FakeArm:
 
     def explain(self, status: tuple[int, ...]) -> str:
         return ", ".join(f"{name}: bits {bits:#x}" for name, bits in zip(SPEC.joints, status, strict=True) if bits)
+
+
+class Still:
+    """A camera whose frames come by the clock; the grey of each is its number."""
+
+    def __init__(self, size=(24, 32), rate_hz: float = 20.0) -> None:
+        self.size, self.rate_hz = tuple(size), float(rate_hz)
+        self.seq = -1
+
+    def open(self) -> None:
+        self.begun = time.monotonic_ns()
+
+    def close(self) -> None:
+        pass
+
+    def read(self, deadline_ns: int) -> Frame:
+        self.seq += 1
+        due = self.begun + round(self.seq * 1e9 / self.rate_hz)
+        time.sleep(max(0, due - time.monotonic_ns()) / 1e9)
+        return Frame(np.full((*self.size, 3), self.seq % 250, np.uint8), due, time.monotonic_ns(), self.seq)
+
+    def identify(self) -> dict:
+        return {"camera": "still"}

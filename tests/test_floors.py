@@ -16,7 +16,7 @@ FLOORS = {
     "datasets": 2, "sim": 2,
     "encoders": 3, "policies.generate": 3, "real_robot": 3,
     "policies": 4,
-    "learner": 5, "train": 5, "job": 5, "resume": 5, "eval": 5, "collect": 5, "task": 5,
+    "learner": 5, "train": 5, "job": 5, "resume": 5, "eval": 5, "collect": 5, "record": 5, "task": 5,
     "api": 6, "sweep": 6, "bench": 6, "commands": 6, "cli": 6,
 }  # fmt: skip
 TOGETHER = {1, 5, 6}

@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import asdict, fields
+from math import isfinite
 from typing import Any
 
 from polyarm.real_robot.arm import Row
@@ -103,6 +104,16 @@ class Twin:
         torque = [servo.power for servo in self.servos]
         return self.plant.truth() | {"goal": list(goals), "torque": torque, "t_ns": time.monotonic_ns()}
 
+    def pose(self, q: list[Number]) -> dict[str, Any]:
+        """A hand moves the limp arm there, and holds it."""
+        if any(servo.power for servo in self.servos):
+            raise UserError("a hand cannot move an arm that has torque: take it off first")
+        if len(q) != len(self.servos) or not all(isfinite(x) for x in q):
+            raise UserError(f"pose of {q}: give {len(self.servos)} finite numbers, one a joint")
+        self.plant.pose(tuple(map(float, q)))
+        self._feel(0)
+        return self.truth()
+
     def trouble(self, **what: Any) -> None:
         for name, value in what.items():
             if name not in (known := [f.name for f in fields(Trouble)]):
@@ -183,7 +194,7 @@ class Twin:
 DEEDS: dict[str, Callable[..., dict[str, Any] | None]] = {
     name: getattr(Twin, name)
     for name in (
-        "reset", "truth", "trouble", "heat", "force", "supply", "freeze", "swap", "remove", "become",
+        "reset", "truth", "pose", "trouble", "heat", "force", "supply", "freeze", "swap", "remove", "become",
         "registers", "write", "log", "counts",
     )
 }  # fmt: skip

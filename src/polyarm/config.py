@@ -30,9 +30,9 @@ ROOT = "polyarm"
 """Name of the root file in configs/."""
 PACKAGES = {"body": "policy.body", "encoder": "policy.encoder", "sampler": "policy.sampler"}
 """Where a group's settings go, if not under its own name."""
-SECTIONS = ("data", "train", "eval", "collect", "deploy")
+SECTIONS = ("data", "train", "eval", "collect", "deploy", "record", "replay")
 """Parts of the root file whose settings every configuration has."""
-YOUNG = ("deploy",)
+YOUNG = ("deploy", "record", "replay")
 """Those that older runs and checkpoints do not hold."""
 RUN_FILE = "config.yaml"
 """Name of the file in which a run or a checkpoint holds its whole configuration."""

@@ -19,7 +19,16 @@ from polyarm.choices import groups, options
 from polyarm.ranges import RANGES
 from polyarm.spec import UserError
 
-PATHS = ("output_dir", "task.demos.path", "collect.path", "policy.teacher", "hydra.sweep.dir", "hydra.run.dir")
+PATHS = (
+    "output_dir",
+    "task.demos.path",
+    "collect.path",
+    "record.path",
+    "record.policy",
+    "policy.teacher",
+    "hydra.sweep.dir",
+    "hydra.run.dir",
+)
 """Settings whose value is a place, whatever it looks like: a,b or [x] too."""
 NESTED = {"sampler": "sampler@policy.sampler"}
 """Groups that a policy's own file chooses from, and hydra's name for them; a command line says plainly `sampler=ddpm`."""

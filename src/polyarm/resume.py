@@ -17,17 +17,8 @@ from polyarm.policies import checkpoint
 from polyarm.spec import UserError
 
 MAY_CHANGE = (
-    *(
-        "output_dir",
-        "eval",
-        "collect",
-        "deploy",
-        "hydra",
-        "data.num_workers",
-        "data.ram_gib",
-        "train.resume",
-        "train.steps",
-    ),
+    *("output_dir", "eval", "collect", "deploy", "record", "replay", "hydra"),
+    *("data.num_workers", "data.ram_gib", "train.resume", "train.steps"),
     *("train.log_every", "train.val_every", "train.val_batches", "train.checkpoint_every", "train.keep_states"),
     *("train.rollout_every", "train.rollout_episodes", "train.threads", "train.device"),
 )

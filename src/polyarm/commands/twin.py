@@ -80,7 +80,7 @@ COMMAND = Command(
     "seed=N            the scene that it begins with, and its chances\n"
     "pace_baud=1000000 usb_ms=1   replies take as long as on a wire; they come at once otherwise\n\n"
     'PATH.ctl is a Unix socket that takes a line of JSON, such as {"do": "heat", "motor": 2}, and answers with one:\n'
-    "  reset seed, truth, log, counts, registers motor, advance dt_ns sent\n"
+    "  reset seed, truth, pose q, log, counts, registers motor, advance dt_ns sent\n"
     "  trouble drop corrupt late (shares), drop_next corrupt_next late_next (how many), late_ms, mute\n"
     "  heat motor celsius, force motor bits, supply volts, freeze on, unplug, plug, remove motor, swap motor other,\n"
     "  become motor model firmware, write motor register value\n"
