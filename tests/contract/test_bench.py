@@ -27,6 +27,7 @@ def small(out, *more):
     ])  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_bench_from_nothing_and_again(tmp_path, capsys):
     rows = small(tmp_path, "only=[flow]")["rows"]
     assert [r["settings"] for r in rows] == [[f"policy.sampler.angles.steps={n}"] for n in (1, 2, 5, 10)]

@@ -209,7 +209,7 @@ def test_no_episode_and_a_calibration_that_is_none_are_sentences(tmp_path, store
     Store.create(tmp_path / "empty.zarr", open_store(store).spec).close()
     with pytest.raises(UserError, match="no episode 0 among 0"):
         scene(open_store(tmp_path / "empty.zarr"))
-    monkeypatch.setattr("polyarm.datasets.store.require_rows", lambda *_: None)  # as older stores were written
+    monkeypatch.setattr("polyarm.datasets.episode.require_rows", lambda *_: None)  # as older stores were written
     mirrored = lambda row: row * [1, 1, 1, 1, *[-1, 1, 1, 1] * 3]
     for said in (lambda row: row * 0, mirrored):
         path = rgbd.write(tmp_path / f"{len(list(tmp_path.iterdir()))}.zarr", said=said, t=1)
@@ -275,7 +275,7 @@ def test_a_report_takes_the_demonstrations_and_what_the_world_shows(tmp_path, st
 
     none = Shown(demos, front_camera=np.zeros((1, 16), "f4"))
     assert shows_worlds(seeing, none, 7, None, notes)[1] == [] and "camera" in notes[0] and len(notes) == 1
-    monkeypatch.setattr("polyarm.datasets.store.require_rows", lambda *_: None)  # as older stores were written
+    monkeypatch.setattr("polyarm.datasets.episode.require_rows", lambda *_: None)  # as older stores were written
     bad = rgbd.write(tmp_path / "bad.zarr", said=lambda row: row * 0, t=1)
     card, scenes, gone = demonstrations(
         OmegaConf.create({"demos": {"_target_": OPEN, "path": str(bad)}, "streams": None}), notes

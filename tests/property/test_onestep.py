@@ -198,7 +198,9 @@ def test_one_euler_step_of_a_flow_is_near_the_mean(flow):
     assert one_step(flow[0]).square().mean().sqrt() < 0.25
 
 
-@pytest.mark.parametrize(("name", "steps"), [("meanflow", 900), ("shortcut", 900), ("consistency", 700)])
+@pytest.mark.parametrize(
+    ("name", "steps"), [pytest.param("meanflow", 900, marks=pytest.mark.slow), ("shortcut", 900), ("consistency", 700)]
+)
 def test_one_step_keeps_both_modes(name, steps, flow):
     """Section 4.7: nearly every chunk is one of the two as a whole, and neither makes less than three in ten; near the border
     between them a few are not."""
@@ -310,7 +312,9 @@ def test_samplers_that_have_no_meaning_are_refused():
         _require_euler(Sampler(euler, linear_flow(3)[:, None].expand(4, 2)))
 
 
-@pytest.mark.parametrize(("name", "steps", "bound"), [("shortcut", 600, 1e-3), ("meanflow", 900, 4e-3)])
+@pytest.mark.parametrize(
+    ("name", "steps", "bound"), [("shortcut", 600, 1e-3), pytest.param("meanflow", 900, 4e-3, marks=pytest.mark.slow)]
+)
 def test_it_learns_one_episode_by_heart(name, steps, bound):
     """One step gives back the actions of a single episode, in scaled units squared. MeanFlow, whose targets are made of its own
     derivative, gets below 1e-3 as well, in more time than a test has."""
