@@ -63,10 +63,10 @@ def bring_up(robot: Robot, world: Before) -> Iterator[RobotWorld]:
 
 
 def said(world: RobotWorld) -> dict[str, Any]:
-    """All that is known of an arm that was brought up, as `armd.Desk.show` says it."""
+    """All that is known of an arm that was brought up, as `armd.Desk.show` says it; a supervisor that holds it knows less."""
     link = world.link.link if isinstance(world.link, AtHome) else world.link
     assert isinstance(link, Inline | Daemon)
-    return link.status()
+    return {"late_ms": {}, "priority": "", "counts": {}} | link.status()
 
 
 def _leave(link: Link, at_end: str) -> None:

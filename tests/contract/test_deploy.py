@@ -22,12 +22,14 @@ from polyarm.policies import checkpoint
 from polyarm.real_robot import bringup, preflight
 from polyarm.real_robot.arm import ReadFailed
 from polyarm.real_robot.camera import Frame
+from polyarm.real_robot.daemon import Daemon
 from polyarm.real_robot.link import ArmStopped, Seen
 from polyarm.real_robot.plant import Plant
 from polyarm.real_robot.robot import read
 from polyarm.real_robot.states import State
 from polyarm.real_robot.table import AtHome, Table
 from polyarm.real_robot.twin.twin import Twin
+from polyarm.real_robot.world import RobotWorld
 from polyarm.sim.mujoco.pick_place import PickPlace
 from polyarm.spec import ObsSpace, Stream, UserError
 from tests.twins import serving
@@ -461,3 +463,12 @@ def test_a_station_of_a_real_arm_is_driven_from_home_to_home_and_left_holding(tm
         truth = remote("truth")
         assert away > 0.1 and all(truth["torque"])
         remote.close()
+
+
+def test_an_arm_that_its_supervisor_holds_still_says_what_is_known(monkeypatch):
+    """Its process is dead, and its figures with it; episodes played before are a result all the same. Mutation: the page as it is."""
+    world = RobotWorld.__new__(RobotWorld)
+    world.link = Daemon.__new__(Daemon)
+    monkeypatch.setattr(Daemon, "status", lambda self: {"state": "FAULT", "why": "the arm's process died"})
+    now = bringup.said(world)
+    assert now["state"] == "FAULT" and now["late_ms"] == {} and now["counts"] == {} and now["priority"] == ""
