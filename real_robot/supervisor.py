@@ -24,6 +24,8 @@ from polyarm.spec import UserError
 ABOVE = 70
 """Real-time priority: above the process that it watches."""
 LOOK_S, KEEP_S = 0.01, 0.05
+AWAKE_NS = 20_000_000
+"""Of the time between two looks no more counts: what is beyond it this process did not run either."""
 TAKE_S = 2.0
 """For how long it tries to have the port: the kernel lets go of a dead process's things when it likes."""
 
@@ -37,8 +39,9 @@ class Supervisor:
         self.arm = build_arm(station)  # all that taking over needs is loaded before it is needed
         self._state: pages.Reader | None = None
         self._operator: pages.Reader | None = None
-        self._began = time.monotonic_ns()
-        self._pressed_ns = self._alone_ns = 0
+        self._began = self._looked_ns = time.monotonic_ns()
+        self._heard = 0
+        self._still_ns = self._pressed_ns = self._alone_ns = 0
 
     def run(self) -> int:
         """The exit code: 0 once the arm was closed as asked."""
@@ -59,17 +62,20 @@ class Supervisor:
                 self.child.terminate()
 
     def _silent(self, now: int) -> str:
-        """Why the arm's process has to go although it is there."""
+        """Why the arm's process has to go although it is there. Only time that this process was awake for counts: where a whole
+        machine stood still, the other gets its turn too before it is judged."""
         stale_ns = self.station.stale_ms * 1e6
+        awake_ns, self._looked_ns = min(now - self._looked_ns, AWAKE_NS), now
         value = self._value()
         if value is None:
             late = now - self._began > self.station.start_s * 1e9
             return f"the arm's process did not start within {self.station.start_s:g} s" if late else ""
-        if now - value.t_ns > stale_ns:
+        speaks = value.number != self._heard or value.t_ns >= now
+        self._heard, self._still_ns = value.number, 0 if speaks else self._still_ns + awake_ns
+        if self._still_ns > stale_ns:
             return f"the arm's process said nothing for {(now - value.t_ns) / 1e6:.0f} ms"
-        self._pressed_ns = (self._pressed_ns or now) if pressed(self.station.name) else 0
-        since = now - self._pressed_ns if self._pressed_ns else 0
-        unheard = since > stale_ns and now > value.t_ns and pages.data(value)["state"] not in (ESTOP, OFF)
+        self._pressed_ns = self._pressed_ns + awake_ns if pressed(self.station.name) else 0
+        unheard = self._pressed_ns > stale_ns and now > value.t_ns and pages.data(value)["state"] not in (ESTOP, OFF)
         return "the arm's process did not see the emergency stop" if unheard else ""
 
     def _value(self) -> pages.Value | None:

@@ -25,6 +25,7 @@ from polyarm.real_robot.daemon import Daemon
 from polyarm.real_robot.plan import Chunk
 from polyarm.real_robot.realtime import Late, Ticks
 from polyarm.real_robot.station import Station, build_loop
+from polyarm.real_robot.supervisor import Supervisor
 from polyarm.real_robot.world import RobotWorld
 from polyarm.spec import ActionSpace, ObsSpace, Spec, Stream, UserError
 from tests.fake_arm import SPEC, FakeArm
@@ -280,6 +281,30 @@ def test_a_world_by_the_wall_clock_moves_the_arm_slot_by_slot(station):
     finally:
         world.close()
     assert daemon.process.returncode == 0
+
+
+def test_a_machine_that_stood_still_is_no_silence_and_one_process_that_does_is(station, monkeypatch):
+    """Looks every 10 ms. Mutation: the age of the last word, whoever slept."""
+    monkeypatch.setattr(Supervisor, "_value", lambda self: value)
+    supervisor, value, said = Supervisor.__new__(Supervisor), None, []
+    supervisor.station = Station(**vars(station) | {"stale_ms": 100.0})
+    supervisor._began = supervisor._looked_ns = supervisor._heard = 0
+    supervisor._still_ns = supervisor._pressed_ns = supervisor._alone_ns = 0
+    for t in range(10, 500, 10):
+        value = pages.Value(t, t * MS - 1, b'{"state": "RUN"}')
+        said.append(supervisor._silent(t * MS))
+    t += 5000  # nobody ran
+    said.append(supervisor._silent(t * MS))
+    value = pages.Value(t, t * MS, b'{"state": "RUN"}')
+    said.append(supervisor._silent((t + 10) * MS))
+    assert not any(said)
+    stations.press(station.name, "a person")
+    since = next(k for k in range(20, 1000, 10) if supervisor._silent((t + k) * MS))
+    assert 100 <= since <= 130
+    stations.release(station.name)
+    value = pages.Value(t + 1, (t + since + 5000) * MS, b"{}")  # it does something slow, and says so
+    assert not any(supervisor._silent((t + since + k) * MS) for k in range(0, 5000, 10))
+    assert any(supervisor._silent((t + since + k) * MS) for k in range(5000, 5130, 10))
 
 
 @pytest.mark.parametrize("number", (signal.SIGKILL, signal.SIGSTOP))
