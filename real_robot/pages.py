@@ -22,7 +22,8 @@ from polyarm.spec import UserError
 
 FOLDER = Path("/dev/shm") if os.path.isdir("/dev/shm") else Path(tempfile.gettempdir())
 HEAD = struct.Struct("@8sqQ")
-"""What it is, bytes of a slot's payload, and the number of the newest value."""
+"""What it is, bytes of a slot's payload, and at `NEWEST` the number of the newest value."""
+NEWEST = 16
 SLOT = struct.Struct("@QqII")
 """Number, ns, bytes, checksum."""
 MAGIC = b"polyarm1"
@@ -48,6 +49,7 @@ class _Page:
     def __init__(self, name: str, fd: int, size: int) -> None:
         self.name, self.size, self._fd = name, size, fd
         self._map = mmap.mmap(fd, _length(size))
+        self._words = memoryview(self._map).cast("Q")  # whole words, which other processes see at once or not at all
 
     def _slot(self, number: int) -> int:
         return HEAD.size + (number & 1) * _room(self.size)
@@ -55,6 +57,7 @@ class _Page:
     def close(self) -> None:
         """Twice is once."""
         if self._fd >= 0:
+            self._words.release()
             self._map.close()
             os.close(self._fd)
             self._fd = -1
@@ -75,10 +78,10 @@ class Writer(_Page):
         except BaseException:
             os.close(fd)
             raise
-        magic, was, number = HEAD.unpack_from(self._map)
-        self._number = number if magic == MAGIC and was == size else 0
+        if HEAD.unpack_from(self._map)[:2] != (MAGIC, size):
+            HEAD.pack_into(self._map, 0, MAGIC, size, 0)
+        self._number = self._words[NEWEST // 8]
         self._newest = b"null"
-        HEAD.pack_into(self._map, 0, MAGIC, size, self._number)
 
     def write(self, payload: bytes, t_ns: int | None = None) -> int:
         """Its number."""
@@ -90,7 +93,7 @@ class Writer(_Page):
         SLOT.pack_into(self._map, at, 0, 0, 0, 0)  # whoever reads this slot now sees that it is not whole
         self._map[body : body + len(payload)] = payload
         SLOT.pack_into(self._map, at, number, stamp, len(payload), _sum(number, stamp, payload))
-        HEAD.pack_into(self._map, 0, MAGIC, self.size, number)
+        self._words[NEWEST // 8] = number  # struct would write zeros first, and 0 says that there never was a value
         self._number, self._newest = number, payload
         return number
 
@@ -119,11 +122,12 @@ class Reader(_Page):
 
     def read(self) -> Value | None:
         """The newest value; None before the first."""
+        slots = self._slot(0), self._slot(1)
         for _ in range(TRIES):
-            newest = HEAD.unpack_from(self._map)[2]
+            newest = self._words[NEWEST // 8]  # from here to the copy is what a writer has to be slower than
             if not newest:
                 return None
-            at = self._slot(newest)
+            at = slots[newest & 1]
             number, t_ns, length, crc = SLOT.unpack_from(self._map, at)
             payload = self._map[at + SLOT.size : at + SLOT.size + min(length, self.size)]
             if number == newest and crc == _sum(number, t_ns, payload):
